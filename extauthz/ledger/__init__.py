@@ -1,0 +1,80 @@
+"""The specification of the ledger: two phases, like a card payment, and one ending each.
+
+A *counter* is one budget in one window: `spent` (settled) and `held` (open reservations). A
+*reservation* holds an amount on several counters at once. The rules, which never bend:
+
+1. A reservation is granted only if on every enforcing counter `spent + held + amount <= limit`.
+   Otherwise nothing changes, anywhere.
+2. Every reservation ends exactly once. A command that comes again changes nothing and answers what
+   the first one answered; a settlement that contradicts the first is reported, never applied.
+3. What is not known to be free is charged: a lease that runs out becomes spent, and only a later
+   settlement, which knows the true cost, corrects it.
+4. A settlement is a fact. It is applied even above its reservation (overshoot), and even to a
+   reservation that the store has lost (recovered) as long as its windows are remembered.
+
+| from | command | to | outcome | each counter |
+|---|---|---|---|---|
+| - | reserve, fits | held | - | held += amount |
+| - | reserve, does not fit | - | - | unchanged |
+| - | abandon, release | released | released | unchanged; a later reserve of the id is refused |
+| - | settle, young enough | settled | recovered | spent += cost |
+| - | settle, too old or a counter is gone | - | dead_letter | unchanged |
+| - | renew, lease runs out | - | - | unchanged |
+| held | renew | held | - | lease moves on |
+| held | settle | settled | settled | held -= amount; spent += cost |
+| held | release, abandon | released | released | held -= amount |
+| held | lease runs out | expired | expired | held -= amount; spent += max(amount, observed) |
+| expired | settle | settled | late | spent += cost - charged |
+| expired | release | settled | late | spent -= charged |
+| released | settle | settled | anomaly | spent += cost |
+| settled | settle, same cost | settled | duplicate | unchanged |
+| settled | settle, other cost; release | settled | conflict | unchanged |
+| released | release, abandon | released | duplicate | unchanged |
+
+`Ledger` (state_machine.py) runs this table over plain dictionaries. `store/memory.py` serves it;
+`store/scripts/*.lua` are the same table for Redis; one conformance suite holds them together.
+"""
+
+from extauthz.ledger.commands import (
+    CLOCK_SKEW_MS_MAX,
+    AlreadyEnded,
+    Balance,
+    Charge,
+    ClockSkewError,
+    Ending,
+    Hold,
+    HoldsMismatchError,
+    Outcome,
+    Refused,
+    Release,
+    Renew,
+    Reserve,
+    Reserved,
+    Settle,
+    State,
+    fits,
+    fits_all,
+)
+from extauthz.ledger.state_machine import Ledger
+
+__all__ = [
+    "CLOCK_SKEW_MS_MAX",
+    "AlreadyEnded",
+    "Balance",
+    "Charge",
+    "ClockSkewError",
+    "Ending",
+    "Hold",
+    "HoldsMismatchError",
+    "Ledger",
+    "Outcome",
+    "Refused",
+    "Release",
+    "Renew",
+    "Reserve",
+    "Reserved",
+    "Settle",
+    "State",
+    "fits",
+    "fits_all",
+]

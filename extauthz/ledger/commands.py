@@ -1,0 +1,187 @@
+"""What the ledger is told and what it answers: plain values, no behaviour but rule 1."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from extauthz.money import AMOUNT_MAX
+
+CLOCK_SKEW_MS_MAX = 1_000
+"""A caller whose clock is further off than this from the store's is refused."""
+
+
+class State(StrEnum):
+    """Where a reservation stands. All but HELD and EXPIRED are endings for good."""
+
+    HELD = "held"
+    SETTLED = "settled"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class Outcome(StrEnum):
+    """How an ending command was answered; the label of `extauthz_settlements_total`."""
+
+    SETTLED = "settled"
+    RELEASED = "released"
+    EXPIRED = "expired"
+    LATE = "late"
+    ANOMALY = "anomaly"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    RECOVERED = "recovered"
+    DEAD_LETTER = "dead_letter"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One counter's part in a reservation.
+
+    Attributes:
+        key: the counter: one budget in one window.
+        amount: the most that the call can add to it, in the budget's unit.
+        limit: the limit in force.
+        enforcing: False for a shadow budget, which counts and never refuses.
+        transient: True where only the hold counts and nothing is ever spent (calls in flight).
+        forget_at_ms: when the counter may be forgotten: window end + longest lease + horizon.
+    """
+
+    key: str
+    amount: int
+    limit: int
+    forget_at_ms: int
+    enforcing: bool = True
+    transient: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.amount <= AMOUNT_MAX and 0 <= self.limit <= AMOUNT_MAX):
+            raise ValueError(f"{self.key}: an amount or limit is not within 0 and {AMOUNT_MAX}")
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A counter as it stands: amounts in the budget's unit."""
+
+    spent: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Hold amounts on all counters at once, or on none."""
+
+    id: str
+    org: str
+    at_ms: int
+    lease_until_ms: int
+    holds: tuple[Hold, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a settlement adds to one counter (0 to a transient one).
+
+    It comes from the call's own metadata, so that it stands even if the store forgot the call.
+    """
+
+    key: str
+    cost: int
+    forget_at_ms: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cost <= AMOUNT_MAX:
+            raise ValueError(f"{self.key}: a cost is not within 0 and {AMOUNT_MAX}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """End a reservation with its cost. `reserved_at_ms` decides whether a lost one is recovered."""
+
+    id: str
+    org: str
+    at_ms: int
+    reserved_at_ms: int
+    settle_horizon_ms: int
+    charges: tuple[Charge, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End a reservation for free: nothing was billed (or the call never left: abandon)."""
+
+    id: str
+    org: str
+    at_ms: int
+    settle_horizon_ms: int
+    keys: tuple[str, ...]
+    """The reservation's counters, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Move a lease on, and remember the highest cost observed so far (per hold, in its unit)."""
+
+    id: str
+    org: str
+    at_ms: int
+    lease_until_ms: int
+    observed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Granted. Balances are those after the reservation, one per hold."""
+
+    id: str
+    balances: tuple[Balance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not granted; nothing has changed. Balances as they stand, one per hold."""
+
+    id: str
+    balances: tuple[Balance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyEnded:
+    """The id was used and has ended: a repeated or outrun Check. Never an admission."""
+
+    id: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a reservation ended.
+
+    Attributes:
+        outcome: see the table.
+        charged: what each counter carries for this reservation now, in the order of its holds.
+    """
+
+    id: str
+    outcome: Outcome
+    charged: tuple[int, ...] = ()
+
+
+class ClockSkewError(Exception):
+    """The caller's clock and the store's are more than `CLOCK_SKEW_MS_MAX` apart."""
+
+
+class HoldsMismatchError(Exception):
+    """A command names other counters than the reservation holds: nothing was changed."""
+
+
+def fits(hold: Hold, balance: Balance) -> bool:
+    """Rule 1 for one counter; shadow and transient holds obey the same arithmetic."""
+    return balance.spent + balance.held + hold.amount <= hold.limit
+
+
+def fits_all(holds: Sequence[Hold], balances: Sequence[Balance]) -> bool:
+    """Rule 1: every enforcing counter has the room."""
+    return all(
+        fits(hold, balance) or not hold.enforcing
+        for hold, balance in zip(holds, balances, strict=True)
+    )

@@ -1,0 +1,57 @@
+"""Who is asking: a virtual key that the client holds and cannot make up.
+
+A key is 256 random bits with the prefix `xa_` and a checksum, so that secret scanners find it and a
+mistyped key is told from a revoked one. Only its SHA-256 is ever stored or compared.
+"""
+
+import hashlib
+import zlib
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+
+KEY_PREFIX = "xa_"
+KEY_HASH_PREFIX = "sha256:"
+_BEARER = "bearer "
+
+
+class CredentialError(ValueError):
+    """The request carries no usable credential; the text says what to send."""
+
+
+def make_key(entropy: bytes) -> str:
+    """A virtual key from 32 random bytes: `xa_<43 characters>_<8 hex digits of CRC-32>`."""
+    if len(entropy) != 32:
+        raise ValueError("a virtual key is made of 32 random bytes")
+    body = KEY_PREFIX + urlsafe_b64encode(entropy).decode().rstrip("=")
+    return f"{body}_{zlib.crc32(body.encode()):08x}"
+
+
+def hash_key(key: str) -> str:
+    """The only form in which a key is stored or compared: `sha256:<hex>`."""
+    return KEY_HASH_PREFIX + hashlib.sha256(key.encode()).hexdigest()
+
+
+def read_credential(headers: Mapping[str, str]) -> str:
+    """The virtual key, from where the SDKs put it: `Authorization: Bearer` or `x-api-key`.
+
+    Raises:
+        CredentialError: no key, or two that differ.
+    """
+    found = {key for key in (_bearer(headers), headers.get("x-api-key", "").strip()) if key}
+    if not found:
+        raise CredentialError(
+            "no virtual key: set the SDK's api_key to the agent's key (it is sent as "
+            "'Authorization: Bearer' or 'x-api-key')"
+        )
+    if len(found) > 1:
+        raise CredentialError(
+            "two different keys: 'Authorization' and 'x-api-key' disagree, send one of them"
+        )
+    return found.pop()
+
+
+def _bearer(headers: Mapping[str, str]) -> str:
+    value = headers.get("authorization", "").strip()
+    if value[: len(_BEARER)].lower() != _BEARER:
+        return ""
+    return value[len(_BEARER) :].strip()

@@ -1,0 +1,206 @@
+"""Prices: the list of genai-prices, and the config's own prices before it.
+
+An unpriced model has no price, never the price zero. A price may depend on the date and the time of
+day: a call is estimated and settled at the prices of the moment it was reserved.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from fnmatch import translate
+from functools import lru_cache
+from importlib.metadata import version
+
+from genai_prices import Usage, data_snapshot, types
+
+from extauthz.money import ceil_nanousd
+from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, output_tokens_max
+from extauthz.providers.base import RequestFacts
+from extauthz.usage import UsageReport
+
+_MODELS_REMEMBERED = 4096
+"""Clients choose model names, so the memory of them is bounded."""
+
+PRICE_LIST_VERSION = f"genai-prices/{version('genai_prices')}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPrice:
+    """One entry of the config's `prices`, in USD per million tokens.
+
+    `model` is a name or a glob; the optional rates fall back to the input price.
+    """
+
+    provider: str
+    model: str
+    input: Decimal
+    output: Decimal
+    cache_read: Decimal | None = None
+    cache_write: Decimal | None = None
+    cache_write_1h: Decimal | None = None
+    context_window: int | None = None
+    max_output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The most that a call can cost and use."""
+
+    nanousd: int
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Input and output together."""
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PricedModel:
+    """A model with a price. `own` is set where the config priced it."""
+
+    info: types.ModelInfo
+    source: types.Provider
+    output_tokens_max: int
+    own: OwnPrice | None = None
+
+    @property
+    def price_version(self) -> str:
+        """Where the price comes from, for the books."""
+        return "config" if self.own else PRICE_LIST_VERSION
+
+    def estimate(
+        self, facts: RequestFacts, at_ms: int, default_output_tokens: int | None
+    ) -> Estimate:
+        """A true upper bound of a call's cost.
+
+        `default_output_tokens` bounds a call that names no cap; the caller must then write it into
+        the request as its cap.
+        """
+        window = self.info.context_window
+        input_tokens = facts.input_tokens_max
+        if input_tokens is None:
+            input_tokens = window or TOKENS_MAX_UNKNOWN
+        cap = facts.output_tokens_cap or default_output_tokens or self.output_tokens_max
+        output_tokens = cap * facts.answers + facts.extra_output_tokens
+        usd = max(
+            _dearest(self._prices(at_ms, context), facts, input_tokens, output_tokens)
+            for context in facts.price_contexts
+        )
+        return Estimate(ceil_nanousd(usd), input_tokens, output_tokens)
+
+    def cost(self, report: UsageReport, at_ms: int) -> int:
+        """What the usage cost, in nano-USD, rounded up once.
+
+        Raises:
+            ValueError: the usage contradicts itself (more cached tokens than tokens).
+        """
+        usage = Usage(**report.amounts)
+        return ceil_nanousd(
+            self._prices(at_ms, report.price_context).calc_price(usage)["total_price"]
+        )
+
+    def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
+        return self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
+
+
+class PriceBook:
+    """Finds the price of a model; bounded memory whatever names clients send."""
+
+    def __init__(self, own: Sequence[OwnPrice]) -> None:
+        self._own = tuple((re.compile(translate(p.model.lower())), p) for p in own)
+        self.find = lru_cache(maxsize=_MODELS_REMEMBERED)(self._find)
+
+    def settled_at(
+        self, provider: str, source_id: str, requested: str, served: str | None
+    ) -> PricedModel | None:
+        """The price that a settlement uses: the served model's.
+
+        A dated snapshot of a model that the config prices keeps the config's price, and a served
+        name without any price is charged as the model that was asked for.
+        """
+        asked = self.find(provider, source_id, requested)
+        if served is None or served == requested:
+            return asked
+        answered = self.find(provider, source_id, served)
+        if answered is None:
+            return asked
+        snapshot_of_own = asked is not None and asked.own and served.startswith(requested)
+        return asked if snapshot_of_own and not answered.own else answered
+
+    def _find(self, provider: str, source_id: str, model: str) -> PricedModel | None:
+        """The price of `model` at the configured `provider`; `source_id` names the public list."""
+        providers = data_snapshot.get_snapshot().providers
+        source = data_snapshot.find_provider_by_id(providers, source_id)
+        if source is None:
+            raise LookupError(f"genai-prices has no provider {source_id!r}")
+        public = source.find_model(model, all_providers=providers)
+        for pattern, own in self._own:
+            if own.provider == provider and pattern.match(model.lower()):
+                return _own_model(own, model, source, public)
+        # A model that the list knows by name only has no price: that is not a price of zero.
+        if public is None or not _is_priced(public):
+            return None
+        return PricedModel(public, source, output_tokens_max(model, public.context_window))
+
+
+def _own_model(
+    own: OwnPrice, model: str, source: types.Provider, public: types.ModelInfo | None
+) -> PricedModel:
+    window = own.context_window or (public.context_window if public else None)
+    rates = {
+        "input_mtok": own.input,
+        "output_mtok": own.output,
+        "cache_read_mtok": own.cache_read,
+        "cache_write_mtok": own.cache_write,
+        "cache_write_1h_mtok": own.cache_write_1h,
+    }
+    info = types.ModelInfo(
+        id=own.model,
+        match=types.ClauseEquals(own.model),
+        context_window=window,
+        prices=types.ModelPrice(**{key: rate for key, rate in rates.items() if rate is not None}),
+    )
+    tokens = own.max_output_tokens or output_tokens_max(model, window)
+    return PricedModel(info, source, tokens, own)
+
+
+def _is_priced(info: types.ModelInfo) -> bool:
+    prices = info.prices if isinstance(info.prices, list) else [info]
+    return any(vars(entry.prices) for entry in prices)
+
+
+def _dearest(
+    price: types.ModelPrice, facts: RequestFacts, input_tokens: int, output_tokens: int
+) -> Decimal:
+    """The dearest way in which this many tokens can be billed at these prices."""
+    into, out, fixed = Decimal(0), Decimal(0), Decimal(0)
+    for key, value in vars(price).items():
+        if value is None:
+            continue
+        rate = _top_tier(value, input_tokens)
+        if key == "requests_kcount":
+            fixed = rate / 1000
+        elif not key.endswith("_mtok") or not _reachable(key, facts):
+            continue
+        elif "output" in key:
+            out = max(out, rate)
+        else:
+            into = max(into, rate)
+    return fixed + (into * input_tokens + out * output_tokens) / 1_000_000
+
+
+def _top_tier(value: Decimal | types.TieredPrices, input_tokens: int) -> Decimal:
+    if isinstance(value, Decimal):
+        return value
+    reached = [tier.price for tier in value.tiers if input_tokens > tier.start]
+    return max(value.base, *reached)
+
+
+def _reachable(key: str, facts: RequestFacts) -> bool:
+    if any(kind in key for kind in ("audio", "image", "video")):
+        return facts.media
+    return facts.cache_writes or "cache_write" not in key

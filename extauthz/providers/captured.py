@@ -1,0 +1,53 @@
+"""Reading what Envoy captured of a response: raw JSON texts of root-level fields.
+
+A number that is no whole number, is negative or absurd makes the whole usage unknown: then the
+reservation is charged, and a broken or hostile upstream cannot make a call cheaper than that.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jiter
+from genai_prices import data_snapshot
+
+_COUNT_MAX = 1_000_000_000
+
+
+def decode_object(text: str | None) -> dict[str, Any] | None:
+    """A JSON object, or None."""
+    value = _decode(text)
+    return value if isinstance(value, dict) else None
+
+
+def decode_string(text: str | None) -> str | None:
+    """A JSON string, or None."""
+    value = _decode(text)
+    return value if isinstance(value, str) else None
+
+
+def extract(provider: str, flavor: str, usage: Mapping[str, Any]) -> dict[str, int] | None:
+    """Usage by kind in the keys of genai-prices, from a provider's usage object; None: unreadable.
+
+    `flavor` names which of the provider's APIs answered.
+    """
+    snapshot = data_snapshot.get_snapshot()
+    try:
+        source = snapshot.find_provider(None, provider, None)
+        _, found = source.extract_usage({"usage": usage}, api_flavor=flavor)
+    except (LookupError, ValueError, TypeError):
+        return None
+    amounts: dict[str, int] = {}
+    for kind, value in vars(found).items():
+        if type(value) is not int or not 0 <= value <= _COUNT_MAX:
+            return None
+        amounts[kind] = value
+    return amounts
+
+
+def _decode(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return jiter.from_json(text.encode(), allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError:
+        return None

@@ -1,0 +1,90 @@
+"""Where in the bytes of a request body a root-level member stands, so that it can be edited.
+
+A body is never written out again: key order, spacing, escapes and number texts carry meaning for
+models and signatures. An edit changes the bytes it must and no others.
+"""
+
+import json
+import re
+from typing import NamedTuple
+
+from extauthz.providers.base import CapSlot, Edit
+
+# A string as a whole, or one structural character. Possessive (`*+`): no backtracking, so time is
+# linear whatever the body holds.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]', re.DOTALL)
+_BLANK = b" \t\r\n"
+
+
+class Span(NamedTuple):
+    """Bytes `start` (inclusive) to `end` (exclusive) of a value."""
+
+    start: int
+    end: int
+
+
+def root_start(body: bytes) -> int:
+    """The offset just behind the opening brace of the root object."""
+    return body.index(b"{") + 1
+
+
+def insert_member(body: bytes, member: str) -> Edit:
+    """Insert a member, such as `"n":1`, as the root object's first (which must not be empty)."""
+    return Edit(root_start(body), 0, member + ",")
+
+
+def cap_slot(body: bytes, key: str, *, stands_as_null: bool) -> CapSlot:
+    """Where a cap named `key` goes: over its `null` if it stands there, else at the very start."""
+    span = find_member(body, (key,)) if stands_as_null else None
+    if span is not None:
+        return CapSlot(span.start, span.end - span.start, "", "")
+    return CapSlot(root_start(body), 0, f'"{key}":', ",")
+
+
+def find_member(  # noqa: C901, PLR0912 - one pass over the tokens, read best as a whole
+    body: bytes, path: tuple[str, ...]
+) -> Span | None:
+    """Where the value of a member stands, down a path of object keys from the root.
+
+    The body must be valid JSON without duplicate keys (see `strict_json`).
+    """
+    depth = 0  # objects and arrays that are open
+    matched = 0  # leading keys of `path` whose objects are open
+    key: bytes | None = None  # the last string at the level that matters
+    start = -1
+    for token in _TOKEN.finditer(body):
+        first = body[token.start()]
+        if first == 0x22:  # '"'
+            if depth == matched + 1 and start < 0:
+                key = token.group()
+        elif first == 0x3A:  # ':'
+            if depth == matched + 1 and start < 0 and _is(key, path[matched]):
+                if matched + 1 == len(path):
+                    start = token.end()
+                elif body[token.end() :].lstrip(_BLANK)[:1] == b"{":
+                    matched += 1
+                else:
+                    return None
+        elif first in b"{[":
+            depth += 1
+        else:  # ',' or a closing bracket: ends a value of the level that matters
+            closes = first in b"}]"
+            if start >= 0 and depth == matched + 1:
+                return _trim(body, start, token.start())
+            if closes:
+                depth -= 1
+                if depth <= matched:
+                    return None  # the object that had to hold the key has ended without it
+    return None
+
+
+def _is(key: bytes | None, wanted: str) -> bool:
+    return key is not None and json.loads(key) == wanted
+
+
+def _trim(body: bytes, start: int, end: int) -> Span:
+    while body[start] in _BLANK:
+        start += 1
+    while body[end - 1] in _BLANK:
+        end -= 1
+    return Span(start, end)

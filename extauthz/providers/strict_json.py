@@ -1,0 +1,94 @@
+"""Reading a request body so that no other reader of it can understand something else.
+
+Two readers of `{"model": "cheap", "model": "dear"}` may disagree, and the one that bills wins. So
+what JSON leaves open is refused: a key twice at any depth, numbers beyond a double, bytes that are
+not UTF-8, a byte order mark, anything after the document. Source: RFC 8259, sections 4, 6 and 8.
+"""
+
+from typing import Any
+
+import jiter
+
+from extauthz.providers.base import RequestError
+from extauthz.reasons import Reason
+
+ROOT_KEYS_MAX = 256
+_SECRET_FREE_ERRORS = 60
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a body that must be one JSON object.
+
+    Raises:
+        RequestError: `ambiguous_body` for a duplicate key, else `unparseable_body`. The text never
+            quotes the body, which may hold a prompt.
+    """
+    try:
+        document = jiter.from_json(
+            body, allow_inf_nan=False, cache_mode="keys", catch_duplicate_keys=True
+        )
+    except ValueError as error:
+        text = str(error)
+        if "duplicate key" in text:
+            raise RequestError(
+                Reason.AMBIGUOUS_BODY,
+                "the request body has a key twice in one object" + _place(text) + ": send it once",
+            ) from None
+        raise RequestError(
+            Reason.UNPARSEABLE_BODY,
+            "the request body is not strict JSON (UTF-8, no byte order mark)" + _place(text),
+        ) from None
+    if not isinstance(document, dict):
+        raise RequestError(Reason.UNPARSEABLE_BODY, "the request body must be one JSON object")
+    if len(document) > ROOT_KEYS_MAX:
+        raise RequestError(
+            Reason.UNPARSEABLE_BODY, f"the request body has more than {ROOT_KEYS_MAX} root keys"
+        )
+    return document
+
+
+def _place(text: str) -> str:
+    """Jiter ends its errors with the place: keep that, and nothing that quotes the body."""
+    _, found, place = text.rpartition(" at line ")
+    return f" (line {place})" if found and len(place) < _SECRET_FREE_ERRORS else ""
+
+
+def read_string(document: dict[str, Any], key: str) -> str:
+    """A required, non-empty string of at most 256 characters."""
+    value = document.get(key)
+    if not isinstance(value, str) or not value or len(value) > 256:
+        raise RequestError(
+            Reason.UNPARSEABLE_BODY, f"'{key}' must be a string of 1 to 256 characters"
+        )
+    return value
+
+
+def read_flag(document: dict[str, Any], key: str) -> bool:
+    """An optional boolean; absent and null are False."""
+    value = document.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(Reason.UNPARSEABLE_BODY, f"'{key}' must be true or false")
+    return bool(value)
+
+
+def read_count(document: dict[str, Any], key: str, maximum: int) -> int | None:
+    """An optional whole number from 1 to `maximum`; absent and null are None."""
+    value = document.get(key)
+    if value is None:
+        return None
+    # bool is an int in Python and 1.0 equals 1: neither is a count that every reader agrees on.
+    if type(value) is not int or not 1 <= value <= maximum:
+        raise RequestError(
+            Reason.UNPARSEABLE_BODY, f"'{key}' must be a whole number from 1 to {maximum}"
+        )
+    return value
+
+
+def read_list(document: dict[str, Any], key: str) -> list[Any]:
+    """An optional array; absent and null are empty."""
+    value = document.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise RequestError(Reason.UNPARSEABLE_BODY, f"'{key}' must be an array")
+    return value

@@ -1,0 +1,78 @@
+"""When a budget's window starts and ends: calendar windows in the budget's own IANA zone.
+
+A window is named by the UTC instant of its start, never by a local label: on the day the clocks go
+back, the local hour 02:00 happens twice and is two windows.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from enum import StrEnum
+from zoneinfo import ZoneInfo
+
+_HOUR_MS = 3_600_000
+_MINUTE_MS = 60_000
+
+
+class Period(StrEnum):
+    """The length of a window."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Start (inclusive) and end (exclusive) in epoch milliseconds; both None for `total`."""
+
+    start_ms: int | None
+    end_ms: int | None
+
+    def contains(self, at_ms: int) -> bool:
+        """Whether an instant lies in the window."""
+        if self.start_ms is None or self.end_ms is None:
+            return True
+        return self.start_ms <= at_ms < self.end_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A repeating stretch of time; weeks start on Monday (ISO 8601)."""
+
+    period: Period
+    timezone: str = "UTC"
+
+    def bounds(self, at_ms: int) -> Bounds:
+        """The window that an instant lies in."""
+        if self.period is Period.TOTAL:
+            return Bounds(None, None)
+        if self.period is Period.MINUTE:
+            start_ms = at_ms - at_ms % _MINUTE_MS
+            return Bounds(start_ms, start_ms + _MINUTE_MS)
+        zone = ZoneInfo(self.timezone)
+        local = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(zone)
+        if self.period is Period.HOUR:
+            into_hour_ms = (local.minute * 60 + local.second) * 1000 + at_ms % 1000
+            start_ms = at_ms - into_hour_ms
+            return Bounds(start_ms, start_ms + _HOUR_MS)
+        first, after = _days(self.period, local.date())
+        return Bounds(_midnight_ms(first, zone), _midnight_ms(after, zone))
+
+
+def _days(period: Period, day: date) -> tuple[date, date]:
+    """The first day of the period that a day lies in, and the first day after it."""
+    if period is Period.DAY:
+        return day, day + timedelta(days=1)
+    if period is Period.WEEK:
+        monday = day - timedelta(days=day.weekday())
+        return monday, monday + timedelta(days=7)
+    first = day.replace(day=1)
+    return first, (first + timedelta(days=32)).replace(day=1)
+
+
+def _midnight_ms(day: date, zone: ZoneInfo) -> int:
+    """The first instant of a local day. Where the clocks skip midnight, the instant they do."""
+    return int(datetime.combine(day, time(), zone).timestamp()) * 1000

@@ -1,0 +1,107 @@
+"""The two access logs: gRPC to the sink, which settles, and a file, from which one reconciles."""
+
+from envoy_data_plane.envoy.config.accesslog.v3 import (
+    AccessLog,
+    AccessLogFilter,
+    LogTypeFilter,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    ApiVersion,
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
+    SubstitutionFormatString,
+)
+from envoy_data_plane.envoy.data.accesslog.v3 import AccessLogType
+from envoy_data_plane.envoy.extensions.access_loggers.file.v3 import FileAccessLog
+from envoy_data_plane.envoy.extensions.access_loggers.grpc.v3 import (
+    CommonGrpcAccessLogConfig,
+    HttpGrpcAccessLogConfig,
+)
+from envoy_data_plane.google.protobuf import Any, Struct
+
+from extauthz.bootstrap.settings import EnvoySettings
+
+HOP_CLUSTER = "access_log_hop"
+
+USAGE_NAMESPACE = "extauthz.usage"
+"""Where `filter.lua` puts what it read of a response."""
+
+RESPONSE_HEADERS_LOGGED = (
+    "content-type",
+    "content-encoding",
+    "request-id",
+    "x-request-id",
+    "openai-processing-ms",
+    "retry-after",
+)
+
+FILE_FIELDS = {
+    "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%6fZ)%",
+    "type": "%ACCESS_LOG_TYPE%",
+    "stream_id": "%STREAM_ID%",
+    "route": "%ROUTE_NAME%",
+    "method": "%REQ(:METHOD)%",
+    "path": "%PATH(NQ:PATH)%",  # without the query, in which some providers take keys
+    "protocol": "%PROTOCOL%",
+    "code": "%RESPONSE_CODE%",
+    "code_details": "%RESPONSE_CODE_DETAILS%",
+    "flags": "%RESPONSE_FLAGS%",
+    "duration_ms": "%DURATION%",
+    "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+    "cluster": "%UPSTREAM_CLUSTER%",
+    "upstream": "%UPSTREAM_HOST%",
+    "upstream_failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+    "upstream_bytes_sent": "%UPSTREAM_WIRE_BYTES_SENT%",
+    "upstream_bytes_received": "%UPSTREAM_WIRE_BYTES_RECEIVED%",
+    "bytes_received": "%BYTES_RECEIVED%",
+    "bytes_sent": "%BYTES_SENT%",
+    "provider_request_id": "%RESP(X-REQUEST-ID?REQUEST-ID)%",
+    "authz": "%DYNAMIC_METADATA(envoy.filters.http.ext_authz)%",
+    "usage": f"%DYNAMIC_METADATA({USAGE_NAMESPACE})%",
+}
+"""The names of the file log's fields: read again by reconciliation, so change both together."""
+
+
+def access_logs(settings: EnvoySettings) -> list[AccessLog]:
+    """Both take the same entries: the end of each stream, and a sign of life of open ones."""
+    return [
+        AccessLog(
+            name="envoy.access_loggers.http_grpc",
+            filter=_ends_and_signs_of_life(),
+            typed_config=Any.pack(_grpc(settings)),
+        ),
+        AccessLog(
+            name="envoy.access_loggers.file",
+            filter=_ends_and_signs_of_life(),
+            typed_config=Any.pack(_file(settings)),
+        ),
+    ]
+
+
+def _ends_and_signs_of_life() -> AccessLogFilter:
+    return AccessLogFilter(
+        log_type_filter=LogTypeFilter(
+            types=[AccessLogType.DownstreamEnd, AccessLogType.DownstreamPeriodic]
+        )
+    )
+
+
+def _grpc(settings: EnvoySettings) -> HttpGrpcAccessLogConfig:
+    return HttpGrpcAccessLogConfig(
+        common_config=CommonGrpcAccessLogConfig(
+            log_name="egress",
+            transport_api_version=ApiVersion.V3,
+            grpc_service=GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=HOP_CLUSTER)),
+            # An agent that calls back to back meets its own holds until this has passed.
+            buffer_flush_interval=settings.access_log_flush,
+            buffer_size_bytes=settings.access_log_buffer_bytes,
+        ),
+        additional_response_headers_to_log=list(RESPONSE_HEADERS_LOGGED),
+    )
+
+
+def _file(settings: EnvoySettings) -> FileAccessLog:
+    return FileAccessLog(
+        path=str(settings.access_log_file),
+        log_format=SubstitutionFormatString(json_format=Struct.from_dict(dict(FILE_FIELDS))),
+    )

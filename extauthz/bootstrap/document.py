@@ -1,0 +1,41 @@
+"""The whole bootstrap: its parts put together, and printed."""
+
+from envoy_data_plane.envoy.config.bootstrap.v3 import (
+    Admin,
+    Bootstrap,
+    BootstrapStaticResources,
+)
+from envoy_data_plane.envoy.config.core.v3 import Address, Node, Pipe
+
+from extauthz.bootstrap.clusters import local_clusters
+from extauthz.bootstrap.listeners import OWNER_ONLY, egress_listener, hop_listener
+from extauthz.bootstrap.printing import as_yaml
+from extauthz.bootstrap.settings import EnvoySettings
+from extauthz.bootstrap.upstreams import provider_cluster, secret
+
+
+def document(settings: EnvoySettings) -> str:
+    """The bootstrap as YAML."""
+    return as_yaml(bootstrap(settings))
+
+
+def bootstrap(settings: EnvoySettings) -> Bootstrap:
+    """The bootstrap as Envoy's own message: typed, so a wrong name fails here and not in Envoy."""
+    secrets = [secret(provider) for provider in settings.providers]
+    return Bootstrap(
+        node=Node(id=settings.node_id, cluster=settings.node_cluster),
+        # Whoever can write to this socket can stop the egress.
+        admin=Admin(
+            address=Address(pipe=Pipe(path=str(settings.admin_socket), mode=OWNER_ONLY)),
+        ),
+        # Statistics are computed when the admin socket is asked, there is nowhere to push them.
+        stats_flush_on_admin=True,
+        static_resources=BootstrapStaticResources(
+            listeners=[egress_listener(settings), hop_listener(settings)],
+            clusters=[
+                *(provider_cluster(settings, provider) for provider in settings.providers),
+                *local_clusters(settings),
+            ],
+            secrets=[one for one in secrets if one is not None],
+        ),
+    )

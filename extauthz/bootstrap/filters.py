@@ -1,0 +1,115 @@
+"""The HTTP filters of every listener, in the order in which a request passes them."""
+
+from importlib import resources
+
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutationRules
+from envoy_data_plane.envoy.config.core.v3 import (
+    ApiVersion,
+    DataSource,
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
+    RuntimeFeatureFlag,
+    TypedExtensionConfig,
+)
+from envoy_data_plane.envoy.extensions.compression.brotli.decompressor.v3 import Brotli
+from envoy_data_plane.envoy.extensions.compression.gzip.decompressor.v3 import Gzip
+from envoy_data_plane.envoy.extensions.compression.zstd.decompressor.v3 import Zstd
+from envoy_data_plane.envoy.extensions.filters.http.decompressor.v3 import (
+    Decompressor,
+    DecompressorCommonDirectionConfig,
+    DecompressorRequestDirectionConfig,
+    DecompressorResponseDirectionConfig,
+)
+from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import BufferSettings, ExtAuthz
+from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
+from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
+from envoy_data_plane.google.protobuf import Any
+
+from extauthz.bootstrap.settings import EnvoySettings
+
+EXT_AUTHZ = "envoy.filters.http.ext_authz"
+"""The filter's name is also the namespace of the metadata that Check answers with."""
+
+CHECK_CLUSTER = "check"
+
+
+def http_filters(settings: EnvoySettings) -> list[HttpFilter]:
+    """Requests pass from first to last, responses from last to first.
+
+    So Lua edits the body that Check allowed, and reads responses that are decompressed already.
+    """
+    return [
+        HttpFilter(name=EXT_AUTHZ, typed_config=Any.pack(_ext_authz(settings))),
+        HttpFilter(name="envoy.filters.http.lua", typed_config=Any.pack(_lua())),
+        _decompressor("gzip", Gzip()),
+        _decompressor("brotli", Brotli()),
+        _decompressor("zstd", Zstd()),
+        # Without suppress_envoy_headers every response would name its time in the upstream.
+        HttpFilter(
+            name="envoy.filters.http.router",
+            typed_config=Any.pack(Router(suppress_envoy_headers=True)),
+        ),
+    ]
+
+
+def _ext_authz(settings: EnvoySettings) -> ExtAuthz:
+    return ExtAuthz(
+        transport_api_version=ApiVersion.V3,
+        # No retry policy: a second Check is a second reservation.
+        grpc_service=GrpcService(
+            envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=CHECK_CLUSTER),
+            timeout=settings.check_timeout,
+        ),
+        # The whole body or a 413: a key may hide, or stand twice, in a tail that Check cannot see.
+        # As bytes: a string has every byte that is not UTF-8 replaced by "!".
+        with_request_body=BufferSettings(
+            max_request_bytes=settings.max_body_bytes,
+            allow_partial_message=False,
+            pack_as_bytes=True,
+        ),
+        failure_mode_allow=False,
+        status_on_error=HttpStatus(code=StatusCode.ServiceUnavailable),
+        validate_mutations=True,
+        # Check decides, it does not write requests: a content-length that it set would be
+        # forwarded as it is. Headers for the response are not covered by these rules.
+        decoder_header_mutation_rules=HeaderMutationRules(disallow_all=True),
+        include_peer_certificate=True,
+        stat_prefix="budget",
+    )
+
+
+def _lua() -> Lua:
+    return Lua(default_source_code=DataSource(inline_string=lua_source()))
+
+
+def lua_source() -> str:
+    """The Lua of this package: inline, so that the bootstrap is one file that cannot come apart."""
+    return resources.files("extauthz.bootstrap").joinpath("filter.lua").read_text("utf-8")
+
+
+def _decompressor(name: str, library: Gzip | Brotli | Zstd) -> HttpFilter:
+    return HttpFilter(
+        name=f"envoy.filters.http.decompressor.{name}",
+        typed_config=Any.pack(
+            Decompressor(
+                decompressor_library=TypedExtensionConfig(
+                    name=f"envoy.compression.{name}.decompressor", typed_config=Any.pack(library)
+                ),
+                request_direction_config=DecompressorRequestDirectionConfig(
+                    common_config=DecompressorCommonDirectionConfig(
+                        # A flag needs a key; nothing sets this one.
+                        enabled=RuntimeFeatureFlag(
+                            default_value=False, runtime_key="extauthz.decompress_requests"
+                        )
+                    ),
+                    advertise_accept_encoding=False,
+                ),
+                response_direction_config=DecompressorResponseDirectionConfig(
+                    # `cache-control: no-transform` would hide the usage from Lua.
+                    common_config=DecompressorCommonDirectionConfig(ignore_no_transform_header=True)
+                ),
+            )
+        ),
+    )

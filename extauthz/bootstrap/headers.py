@@ -1,0 +1,77 @@
+"""Header hygiene: what an agent cannot say to Envoy, and what a provider does not get to hear."""
+
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
+    HeaderMutation,
+    HeaderMutationRemoveOnMatch,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
+)
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+
+AGENT_CREDENTIALS = (
+    "authorization",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "proxy-authorization",
+)
+"""Every header that an SDK puts a key in. The agent's own is for Check, never for a provider."""
+
+
+def remove(name: str) -> HeaderMutation:
+    """Take one header away."""
+    return HeaderMutation(remove=name)
+
+
+def remove_prefix(prefix: str) -> HeaderMutation:
+    """Take away every header whose (always lower case) name starts so."""
+    return HeaderMutation(
+        remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=StringMatcher(prefix=prefix))
+    )
+
+
+def overwrite(name: str, value: str) -> HeaderValueOption:
+    """Set one header, whatever it was."""
+    return HeaderValueOption(
+        header=HeaderValue(key=name, value=value),
+        append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
+
+
+def from_agents() -> list[HeaderMutation]:
+    """What is taken off a request before Envoy itself, Check or a route can read it.
+
+    The router obeys `x-envoy-max-retries`, `x-envoy-retry-on`, `x-envoy-upstream-alt-stat-name`
+    and more from anyone whom it holds for internal (docs: "HTTP header sanitizing", "Router
+    filter"), so the whole prefix goes. `x-request-id` goes so that Envoy mints its own: the
+    access log is found by it.
+    """
+    return [
+        remove("x-request-id"),
+        remove_prefix("x-envoy-"),
+        remove_prefix("x-forwarded-"),
+        remove_prefix("x-budget-"),
+        remove_prefix("x-extauthz-"),
+        # Usage is read from the body: ask for one that is not compressed.
+        HeaderMutation(append=overwrite("accept-encoding", "identity")),
+    ]
+
+
+def to_providers() -> list[HeaderMutation]:
+    """What is taken off a request on its way into the provider's connection.
+
+    Credentials go whatever the provider uses, so that a key meant for one never reaches another;
+    the rest would tell a provider about this network.
+    """
+    return [
+        *(remove(name) for name in AGENT_CREDENTIALS),
+        remove("cookie"),
+        remove("forwarded"),
+        remove("via"),
+        remove("x-request-id"),
+        remove_prefix("x-envoy-"),
+        remove_prefix("x-forwarded-"),
+    ]

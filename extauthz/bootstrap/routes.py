@@ -1,0 +1,86 @@
+"""Routes: `/<provider>/...` goes to that provider, and everything else goes nowhere."""
+
+from datetime import timedelta
+
+from envoy_data_plane.envoy.config.route.v3 import (
+    DirectResponseAction,
+    RetryPolicy,
+    Route,
+    RouteAction,
+    RouteActionMaxStreamDuration,
+    RouteConfiguration,
+    RouteMatch,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import (
+    CheckSettings,
+    ExtAuthzPerRoute,
+)
+from envoy_data_plane.google.protobuf import Any
+
+from extauthz.bootstrap.filters import EXT_AUTHZ
+from extauthz.bootstrap.settings import EnvoySettings, ProviderSettings
+
+UNKNOWN_ROUTE = "unknown_route"
+
+
+def provider_routes(settings: EnvoySettings) -> RouteConfiguration:
+    """One route for each provider by the first part of the path; its name is the provider's."""
+    return RouteConfiguration(
+        name="providers",
+        virtual_hosts=[
+            VirtualHost(
+                name="providers",
+                domains=["*"],
+                routes=[
+                    *(_provider(settings, provider) for provider in settings.providers),
+                    _unknown_route(),
+                ],
+            )
+        ],
+    )
+
+
+def _provider(settings: EnvoySettings, provider: ProviderSettings) -> Route:
+    upstream = provider.upstream
+    return Route(
+        name=provider.name,
+        # With its slash: `/openai` and `/openaix` are not this provider.
+        match=RouteMatch(prefix=f"/{provider.name}/"),
+        route=RouteAction(
+            cluster=provider.cluster,
+            prefix_rewrite=f"{upstream.base_path}/",
+            # Not auto_host_rewrite: that leaves out the port of a local server.
+            host_rewrite_literal=upstream.authority,
+            # The default of 15 s covers the whole response (docs: RouteAction.timeout), so it
+            # would cut every long answer; the stream's duration is bounded instead.
+            timeout=timedelta(0),
+            max_stream_duration=RouteActionMaxStreamDuration(
+                max_stream_duration=settings.max_stream_duration
+            ),
+            # Only where the provider cannot have seen, and so not billed, the first attempt.
+            retry_policy=RetryPolicy(retry_on="connect-failure,refused-stream", num_retries=1),
+        ),
+        typed_per_filter_config={
+            EXT_AUTHZ: Any.pack(
+                ExtAuthzPerRoute(
+                    check_settings=CheckSettings(
+                        context_extensions={"provider": provider.name, "api": provider.api}
+                    )
+                )
+            )
+        },
+    )
+
+
+def _unknown_route() -> Route:
+    """The answer's body and headers are written by `local_replies`.
+
+    Nothing can leave through this route, so Check is spared: it would read up to 32 MiB to refuse.
+    """
+    return Route(
+        name=UNKNOWN_ROUTE,
+        match=RouteMatch(prefix="/"),
+        direct_response=DirectResponseAction(status=403),
+        typed_per_filter_config={EXT_AUTHZ: Any.pack(ExtAuthzPerRoute(disabled=True))},
+    )

@@ -1,10 +1,10 @@
 """Which budgets a call counts on, and what its agent is allowed: the compiled config.
 
-A budget is identified by its org, scope, name, window, unit and model pattern, or by an explicit id.
-The limit is no part of the identity: a limit that changes keeps what was spent.
+A budget is identified by its org, scope, name, window, unit and model pattern, or by an explicit
+id. The limit is no part of the identity: a limit that changes keeps what was spent.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -119,6 +119,8 @@ class Policies:
     agents: Mapping[str, Agent]
     agent_by_key_hash: Mapping[str, Agent]
     upstreams: Mapping[str, Upstream]
+    budgets: tuple[Budget, ...]
+    """every configured one, whether or not an agent counts on it"""
     lease_ms: int
     settle_horizon_ms: int
     stream_ms_max: int
@@ -129,12 +131,3 @@ class Policies:
     def memory_ms(self) -> int:
         """How long a counter outlives its window: longest lease + settle horizon."""
         return self.stream_ms_max + self.lease_ms + self.settle_horizon_ms
-
-    def budgets(self) -> Iterator[Budget]:
-        """Every configured budget once."""
-        seen: set[tuple[str, str]] = set()
-        for agent in self.agents.values():
-            for budget in agent.budgets:
-                if (budget.org, budget.id) not in seen:
-                    seen.add((budget.org, budget.id))
-                    yield budget

@@ -1,0 +1,147 @@
+"""Reading `extauthz.yaml`: every error at once, each with its path and what to write instead."""
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from extauthz.config.model import Config
+
+
+class ConfigError(Exception):
+    """The config cannot be used. `errors` are lines such as `agents.bot.budgets[0].limit: …`."""
+
+    def __init__(self, source: str, errors: list[str]) -> None:
+        super().__init__(source, errors)
+        self.source = source
+        self.errors = errors
+
+    def __str__(self) -> str:
+        count = len(self.errors)
+        head = f"{self.source}: {count} error{'s' if count > 1 else ''}"
+        return "\n".join([head, *(f"  {error}" for error in self.errors)])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 0.1 is a Decimal, a repeated key is an error, and 12:30 or yes are strings."""
+
+
+_NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
+
+
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    text = str(loader.construct_scalar(node))
+    return Decimal(text) if _NUMBER.fullmatch(text) else text
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if isinstance(key, str) and key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice", key_node.start_mark
+            )
+        seen.add(key if isinstance(key, str) else str(key))
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load(path: Path) -> Config:
+    """Read a config file. Relative paths in it are relative to the file's folder.
+
+    Raises:
+        ConfigError: naming every mistake.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            str(path), [f"cannot be read ({error.strerror}): 'extauthz init' writes one"]
+        ) from error
+    return parse(text, source=str(path), base=path.resolve().parent)
+
+
+def parse(text: str, *, source: str, base: Path) -> Config:
+    """Read a config text; `base` is the folder that relative paths start from."""
+    try:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, see above
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(source, [f"not valid YAML: {_yaml_error(error)}"]) from error
+    if not isinstance(data, dict):
+        raise ConfigError(source, ["the file must be a mapping: 'extauthz init' writes one"])
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(source, [_line(detail) for detail in error.errors()]) from error
+    errors = list(_contradictions(config))
+    if errors:
+        raise ConfigError(source, errors)
+    return config.model_copy(update={"data_dir": (base / config.data_dir).resolve()})
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """What each block alone cannot see."""
+    if not config.providers:
+        yield "providers: name at least one, or no call can leave"
+    for name in config.orgs:
+        if name != config.defaults.org:
+            yield f"orgs.{name}: only the org of 'defaults.org' ({config.defaults.org}) is built"
+    for index, price in enumerate(config.prices):
+        if price.provider not in config.providers:
+            yield f"prices[{index}].provider: there is no provider '{price.provider}'"
+    listens = [config.listen.egress, config.listen.metrics, config.listen.admin]
+    if len(set(listens)) < len(listens):
+        yield "listen: egress, metrics and admin need addresses of their own"
+    yield from _agent_contradictions(config)
+    yield from _duplicate_budgets(config)
+
+
+def _agent_contradictions(config: Config) -> Iterator[str]:
+    owners: dict[str, str] = {}
+    for name, agent in config.agents.items():
+        for index, key in enumerate(agent.keys):
+            owner = owners.setdefault(key, name)
+            if owner != name or key in agent.keys[:index]:
+                yield f"agents.{name}.keys[{index}]: the same key stands under agent '{owner}' too"
+        if agent.team is not None and agent.team not in config.teams:
+            yield f"agents.{name}.team: there is no team '{agent.team}' under 'teams'"
+
+
+def _duplicate_budgets(config: Config) -> Iterator[str]:
+    """Two budgets of one identity would be one counter with two limits."""
+    seen: dict[Any, str] = {}
+    for kind in ("agents", "teams", "orgs"):
+        for name, owner in getattr(config, kind).items():
+            for index, budget in enumerate(owner.budgets):
+                path = f"{kind}.{name}.budgets[{index}]"
+                implicit = (kind, name, budget.window, budget.unit, budget.model)
+                first = seen.setdefault(budget.id or implicit, path)
+                if first != path:
+                    yield (
+                        f"{path}: the same budget as {first} (by id, or by window, unit and "
+                        "model): give it an 'id' of its own"
+                    )
+
+
+def _line(detail: Any) -> str:
+    path = ""
+    for part in detail["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        message = "unknown key"
+    return f"{path.lstrip('.') or 'config'}: {message}"
+
+
+def _yaml_error(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem

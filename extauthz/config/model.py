@@ -1,0 +1,247 @@
+"""The config file as it is written: one class a block, every name is the contract.
+
+An unknown key is an error, and so is a name of the contract that is not built yet: a setting that
+is read and does nothing would be worse.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from extauthz.config.values import (
+    Address,
+    ConfigPath,
+    DurationMs,
+    ListenAddress,
+    Name,
+    Number,
+    usd_to_nano,
+)
+from extauthz.policies import MissingUsage, Unit
+from extauthz.providers import ADAPTERS
+from extauthz.windows import Period
+
+
+def _not_built(what: str) -> Any:
+    def refuse(_value: Any) -> Any:
+        raise ValueError(f"{what} is not built yet: leave it out")
+
+    return AfterValidator(refuse)
+
+
+def _timezone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"{value!r} is not an IANA time zone, such as Europe/Berlin") from error
+    return value
+
+
+def _strict_only(value: str) -> str:
+    if value == "fit":
+        raise ValueError("'fit' is not built yet: leave it out, or write strict")
+    return value
+
+
+def _upstream(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("write the provider's URL, such as https://api.openai.com")
+    if parts.query or parts.fragment or parts.username:
+        raise ValueError("an upstream URL has no query, fragment or credential")
+    return value
+
+
+def _api(value: str) -> str:
+    if value not in ADAPTERS:
+        raise ValueError(f"{value!r} is not an API that can be metered: {', '.join(ADAPTERS)}")
+    return value
+
+
+Timezone = Annotated[str, AfterValidator(_timezone)]
+Estimate = Annotated[Literal["strict", "fit"], AfterValidator(_strict_only)]
+KeyHash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+ModelGlob = Annotated[str, StringConstraints(min_length=1, max_length=256, to_lower=True)]
+Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class StoreBlock(_Block):
+    """Where the ledger lives; without `url` an embedded Valkey in `data_dir`."""
+
+    url: str | None = None
+    wait_replicas: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        if self.wait_replicas:
+            raise ValueError("wait_replicas is not built yet: leave it out")
+        if self.url and self.url.partition("://")[0] not in ("redis", "rediss", "unix"):
+            raise ValueError(
+                "url: write redis://, rediss:// or unix:// (Sentinel and Cluster are not built yet)"
+            )
+        return self
+
+
+class ListenBlock(_Block):
+    """The TCP addresses; Check, the sink and the embedded store use unix sockets in `data_dir`."""
+
+    egress: ListenAddress = Address("127.0.0.1", 10000)
+    metrics: ListenAddress = Address("127.0.0.1", 9464)
+    admin: ListenAddress = Address("127.0.0.1", 9465)
+
+
+class CredentialBlock(_Block):
+    """Where Envoy, and only Envoy, finds the provider's key."""
+
+    env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    file: ConfigPath | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("name exactly one of 'env' and 'file'")
+        return self
+
+
+class ProviderBlock(_Block):
+    """An upstream API. Without a credential the agent's key is removed and none is added."""
+
+    api: Annotated[str, AfterValidator(_api)]
+    upstream: Annotated[str, AfterValidator(_upstream)]
+    credential: CredentialBlock | None = None
+    ca_file: ConfigPath | None = None
+
+
+class PriceBlock(_Block):
+    """A price that the public list lacks or has wrong, in USD per million tokens."""
+
+    provider: Name
+    model: ModelGlob
+    input: Number
+    output: Number
+    cache_read: Number | None = None
+    cache_write: Number | None = None
+    cache_write_1h: Number | None = None
+    context_window: Tokens | None = None
+    max_output_tokens: Tokens | None = None
+
+
+class TimeoutsBlock(_Block):
+    """How long things may last."""
+
+    max_stream_duration: DurationMs = 3_600_000
+    stream_idle_timeout: DurationMs = 600_000
+    drain: DurationMs = 30_000
+
+
+class DefaultsBlock(_Block):
+    """What holds where an agent or budget says nothing else."""
+
+    org: Name = "default"
+    timezone: Timezone = "UTC"
+    estimate: Estimate = "strict"
+    default_output_tokens: Tokens | None = None
+    min_output_tokens: Annotated[Tokens, _not_built("'min_output_tokens' (with fit)")] | None = None
+    comfort_output_tokens: (
+        Annotated[Tokens, _not_built("'comfort_output_tokens' (with fit)")] | None
+    ) = None
+    max_share: Annotated[Number, _not_built("'max_share' (with fit)")] | None = None
+    hold_wait: DurationMs = 1_000
+    missing_usage: MissingUsage = MissingUsage.ESTIMATE
+    failure_mode: Literal["deny"] = "deny"
+    denied_status: Literal[402, 403, 429] = 429
+    lease: DurationMs = 900_000
+    settle_horizon: DurationMs = 604_800_000
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> Self:
+        if self.lease < 10_000:
+            raise ValueError("lease: at least 10s, open streams renew it every quarter")
+        if self.hold_wait > 10_000:
+            raise ValueError("hold_wait: at most 10s")
+        return self
+
+
+class BudgetBlock(_Block):
+    """A limit in each window."""
+
+    limit: Number
+    window: Period
+    unit: Unit = Unit.USD
+    timezone: Timezone | None = None
+    model: ModelGlob | None = None
+    estimate: Estimate | None = None
+    shadow: bool = False
+    id: Name | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rolling(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("window") == "rolling":
+            raise ValueError("window: 'rolling' is not built yet, use a calendar window")
+        return data
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        self.limit_in_unit()
+        return self
+
+    def limit_in_unit(self) -> int:
+        """The limit as the ledger counts it: nano-USD, tokens or requests."""
+        if self.unit is Unit.USD:
+            return usd_to_nano(self.limit)
+        if self.limit != self.limit.to_integral_value() or self.limit > 2**52:
+            raise ValueError(f"limit: a number of {self.unit.value} is a whole number below 2^52")
+        return int(self.limit)
+
+
+class ModelsBlock(_Block):
+    """Which models an agent may use, as globs."""
+
+    allow: tuple[ModelGlob, ...] = ("*",)
+
+
+class AgentBlock(_Block):
+    """One agent: who it is, what it may use and spend."""
+
+    team: Name | None = None
+    keys: tuple[KeyHash, ...] = ()
+    max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    default_output_tokens: Tokens | None = None
+    models: ModelsBlock = ModelsBlock()
+    budgets: tuple[BudgetBlock, ...] = ()
+
+
+class GroupBlock(_Block):
+    """A team or an org: budgets that all its agents share."""
+
+    budgets: tuple[BudgetBlock, ...] = ()
+
+
+class Config(_Block):
+    """The whole file."""
+
+    store: StoreBlock = StoreBlock()
+    data_dir: ConfigPath = Path("./.extauthz")
+    listen: ListenBlock = ListenBlock()
+    providers: dict[Name, ProviderBlock] = Field(default_factory=dict)
+    prices: tuple[PriceBlock, ...] = ()
+    timeouts: TimeoutsBlock = TimeoutsBlock()
+    defaults: DefaultsBlock = DefaultsBlock()
+    agents: dict[Name, AgentBlock] = Field(default_factory=dict)
+    teams: dict[Name, GroupBlock] = Field(default_factory=dict)
+    orgs: dict[Name, GroupBlock] = Field(default_factory=dict)

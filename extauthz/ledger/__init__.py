@@ -12,6 +12,9 @@ A *counter* is one budget in one window: `spent` (settled) and `held` (open rese
 4. A settlement is a fact. It is applied even above its reservation (overshoot), and even to a
    reservation that the store has lost (recovered) as long as its windows are remembered.
 
+5. No counter goes below zero, even if it was lost meanwhile: that would be room nobody granted.
+6. A command that raises (`HoldsMismatchError`, `CounterRangeError`) has changed nothing.
+
 | from | command | to | outcome | each counter |
 |---|---|---|---|---|
 | - | reserve, fits | held | - | held += amount |
@@ -20,10 +23,12 @@ A *counter* is one budget in one window: `spent` (settled) and `held` (open rese
 | - | settle, young enough | settled | recovered | spent += cost |
 | - | settle, too old or a counter is gone | - | dead_letter | unchanged |
 | - | renew, lease runs out | - | - | unchanged |
+| held | reserve | held | - | unchanged |
 | held | renew | held | - | lease moves on |
 | held | settle | settled | settled | held -= amount; spent += cost |
 | held | release, abandon | released | released | held -= amount |
 | held | lease runs out | expired | expired | held -= amount; spent += max(amount, observed) |
+| settled, released, expired | reserve, renew | as it was | - | unchanged |
 | expired | settle | settled | late | spent += cost - charged |
 | expired | release | settled | late | spent -= charged |
 | released | settle | settled | anomaly | spent += cost |
@@ -37,10 +42,12 @@ A *counter* is one budget in one window: `spent` (settled) and `held` (open rese
 
 from extauthz.ledger.commands import (
     CLOCK_SKEW_MS_MAX,
+    COUNTER_MAX,
     AlreadyEnded,
     Balance,
     Charge,
     ClockSkewError,
+    CounterRangeError,
     Ending,
     Hold,
     HoldsMismatchError,
@@ -59,10 +66,12 @@ from extauthz.ledger.state_machine import Ledger
 
 __all__ = [
     "CLOCK_SKEW_MS_MAX",
+    "COUNTER_MAX",
     "AlreadyEnded",
     "Balance",
     "Charge",
     "ClockSkewError",
+    "CounterRangeError",
     "Ending",
     "Hold",
     "HoldsMismatchError",

@@ -9,6 +9,10 @@ from extauthz.money import AMOUNT_MAX
 CLOCK_SKEW_MS_MAX = 1_000
 """A caller whose clock is further off than this from the store's is refused."""
 
+COUNTER_MAX = 2**62
+"""No command touches a counter that has come this far: stores count in 64 bits, and an increment
+that fails half-way through a command would leave the other half applied."""
+
 
 class State(StrEnum):
     """Where a reservation stands. All but HELD and EXPIRED are endings for good."""
@@ -76,6 +80,15 @@ class Reserve:
     lease_until_ms: int
     holds: tuple[Hold, ...]
 
+    def __post_init__(self) -> None:
+        if not self.holds:
+            raise ValueError(f"{self.id}: a reservation that holds nothing limits nothing")
+        _no_key_twice(self.id, [hold.key for hold in self.holds])
+        for hold in self.holds:
+            # A counter that is forgotten at once would grant its limit again and again.
+            if hold.forget_at_ms <= self.at_ms + CLOCK_SKEW_MS_MAX:
+                raise ValueError(f"{hold.key}: would be forgotten before it can be used")
+
 
 @dataclass(frozen=True, slots=True)
 class Charge:
@@ -104,6 +117,9 @@ class Settle:
     settle_horizon_ms: int
     charges: tuple[Charge, ...]
 
+    def __post_init__(self) -> None:
+        _no_key_twice(self.id, [charge.key for charge in self.charges])
+
 
 @dataclass(frozen=True, slots=True)
 class Release:
@@ -126,6 +142,10 @@ class Renew:
     at_ms: int
     lease_until_ms: int
     observed: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(0 <= amount <= AMOUNT_MAX for amount in self.observed):
+            raise ValueError(f"{self.id}: an observed cost is not within 0 and {AMOUNT_MAX}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +192,16 @@ class ClockSkewError(Exception):
 
 class HoldsMismatchError(Exception):
     """A command names other counters than the reservation holds: nothing was changed."""
+
+
+class CounterRangeError(Exception):
+    """A counter stands at `COUNTER_MAX` or beyond: nothing was changed."""
+
+
+def _no_key_twice(id_: str, keys: Sequence[str]) -> None:
+    """Each entry is checked against the counter alone: two of them could pass it together."""
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"{id_}: a counter is named twice")
 
 
 def fits(hold: Hold, balance: Balance) -> bool:

@@ -1,4 +1,4 @@
-"""What every ledger store does: run the table of `extauthz.ledger`, each command in one atomic step.
+"""What every ledger store does: run the table of `extauthz.ledger`, one atomic step a command.
 
 Rules for implementations:
 * A command that was sent is never cancelled; the caller's cancellation only stops the waiting.
@@ -7,7 +7,7 @@ Rules for implementations:
 * All keys of an org share one hash tag, and every key a script touches is declared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from extauthz.ledger import (
@@ -34,9 +34,12 @@ class StoreUnavailableError(StoreError):
 class LedgerStore(Protocol):
     """A ledger that outlives the process (or, in memory, does not).
 
-    Every method may raise `StoreUnavailableError`; those that write also `ClockSkewError`, and
-    those that end a reservation `HoldsMismatchError`. After `ClockSkewError` and
-    `HoldsMismatchError` nothing has changed.
+    Every method may raise `StoreUnavailableError`; those that write also `ClockSkewError`,
+    `HoldsMismatchError` and `CounterRangeError`, after which nothing has changed. A key that is not
+    one of the org's is a `ValueError` before anything is sent.
+
+    Whoever did not see the answer of a reserve (`StoreUnavailableError`, or cancelled while
+    waiting) releases its id: in whatever order the two arrive, nothing stays held.
     """
 
     async def reserve(self, command: Reserve) -> Reserved | Refused | AlreadyEnded:
@@ -44,6 +47,12 @@ class LedgerStore(Protocol):
 
     async def settle(self, command: Settle) -> Ending:
         """End a reservation with its cost, exactly once."""
+
+    async def settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
+        """Settle a batch in one round trip: for each its ending, or why it has none.
+
+        One that fails does not keep the others from being settled; they are not one transaction.
+        """
 
     async def release(self, command: Release) -> Ending:
         """End a reservation for free."""
@@ -76,4 +85,23 @@ class LedgerStore(Protocol):
 def counter_key(org: str, budget_id: str, window_start_ms: int | None) -> str:
     """The key of one budget's counter in one window; its UTC start, as local labels repeat."""
     window = "total" if window_start_ms is None else str(window_start_ms // 1000)
-    return f"xa1:{{{org}}}:c:{budget_id}:{window}"
+    return f"{org_prefix(org)}c:{budget_id}:{window}"
+
+
+def org_prefix(org: str) -> str:
+    """How every key of an org begins: the braces put them all into one slot of a Cluster."""
+    if not org or "{" in org or "}" in org:
+        raise ValueError(f"{org!r} cannot name an org: it is empty or has a brace in it")
+    return f"xa1:{{{org}}}:"
+
+
+def check_keys(org: str, keys: Iterable[str]) -> None:
+    """A command changes counters of its own org only.
+
+    Raises:
+        ValueError: naming the key that is not one.
+    """
+    prefix = f"{org_prefix(org)}c:"
+    for key in keys:
+        if not key.startswith(prefix):
+            raise ValueError(f"{key!r} is no counter of the org {org!r}: make it with counter_key")

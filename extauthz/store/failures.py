@@ -1,0 +1,47 @@
+"""What a store's error means and what to do about it, in a sentence for whoever is on call."""
+
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+
+from extauthz.store.base import StoreUnavailableError
+
+NEEDED_ACL = "~xa1:* +@read +@write +@scripting +@connection +info +config|get +time"
+"""What the ledger asks of its user, as words for ACL SETUSER."""
+
+_BY_CLASS: dict[type[Exception], str] = {
+    BusyLoadingError: "it is still reading its data from disk; wait for it",
+    ReadOnlyError: "it is a replica; store.url has to name the primary",
+    MasterDownError: "it is a replica that has lost its primary; store.url has to name the primary",
+    OutOfMemoryError: "its memory is full; raise its maxmemory",
+    AuthenticationError: "it wants another user or password; see store.url",
+    NoPermissionError: f"its ACL forbids what the ledger needs; ACL SETUSER <user> {NEEDED_ACL}",
+    MovedError: "it is a node of a Cluster, which is not built yet; use a standalone store",
+    ClusterDownError: "it is a node of a Cluster, which is not built yet; use a standalone store",
+}
+
+_BY_FIRST_WORD = {
+    "BUSY": "a script of another client holds it up; see SCRIPT KILL",
+    "MISCONF": "it cannot write to its disk; see its log",
+    "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write",
+}
+
+
+def unavailable(place: str, error: Exception) -> StoreUnavailableError:
+    """What redis-py raised, with the place and the remedy where one is known."""
+    text = str(error)
+    # redis-py strips the first word of the errors that it has a class for.
+    remedy = _BY_FIRST_WORD.get(text.split(" ", 1)[0])
+    for kind, known in _BY_CLASS.items():
+        if isinstance(error, kind):
+            remedy = known
+    if remedy is None:
+        return StoreUnavailableError(f"the store at {place} cannot be used: {text}")
+    return StoreUnavailableError(f"the store at {place} cannot be used: {remedy} ({text})")

@@ -1,0 +1,96 @@
+"""The ledger in this process's memory: for tests and for trying things out; it forgets on exit."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from extauthz.ledger import (
+    CLOCK_SKEW_MS_MAX,
+    AlreadyEnded,
+    Balance,
+    ClockSkewError,
+    CounterRangeError,
+    Ending,
+    HoldsMismatchError,
+    Ledger,
+    Refused,
+    Release,
+    Renew,
+    Reserve,
+    Reserved,
+    Settle,
+)
+from extauthz.store.base import check_keys
+
+
+def system_clock_ms() -> int:
+    """The time of this machine."""
+    return time.time_ns() // 1_000_000
+
+
+class MemoryStore:
+    """One `Ledger` per org. No method awaits anything, so each runs alone on its event loop."""
+
+    def __init__(self, clock_ms: Callable[[], int] = system_clock_ms) -> None:
+        self._clock_ms = clock_ms
+        self._ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
+
+    async def reserve(self, command: Reserve) -> Reserved | Refused | AlreadyEnded:
+        """See `LedgerStore`."""
+        check_keys(command.org, [hold.key for hold in command.holds])
+        return self._ledger(command.org, command.at_ms).reserve(command)
+
+    async def settle(self, command: Settle) -> Ending:
+        """See `LedgerStore`."""
+        check_keys(command.org, [charge.key for charge in command.charges])
+        return self._ledger(command.org, command.at_ms).settle(command)
+
+    async def settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
+        """See `LedgerStore`."""
+        answers: list[Ending | Exception] = []
+        for command in commands:
+            try:
+                answers.append(await self.settle(command))
+            except (ClockSkewError, HoldsMismatchError, CounterRangeError, ValueError) as error:
+                answers.append(error)
+        return answers
+
+    async def release(self, command: Release) -> Ending:
+        """See `LedgerStore`."""
+        check_keys(command.org, command.keys)
+        return self._ledger(command.org, command.at_ms).release(command)
+
+    async def renew(self, command: Renew) -> bool:
+        """See `LedgerStore`."""
+        return self._ledger(command.org, command.at_ms).renew(command)
+
+    async def expire(
+        self, org: str, at_ms: int, settle_horizon_ms: int, count: int
+    ) -> list[Ending]:
+        """See `LedgerStore`."""
+        ledger = self._ledger(org, at_ms)
+        endings = [ledger.expire(id_, at_ms, settle_horizon_ms) for id_ in ledger.due(at_ms, count)]
+        return [ending for ending in endings if ending is not None]
+
+    async def balances(self, org: str, keys: Sequence[str]) -> tuple[Balance, ...]:
+        """See `LedgerStore`."""
+        check_keys(org, keys)
+        ledger = self._ledgers[org]
+        ledger.forget(self._clock_ms())
+        return ledger.balances(keys)
+
+    async def open_reservations(self, org: str) -> int:
+        """See `LedgerStore`."""
+        return self._ledgers[org].open_reservations()
+
+    async def check_ready(self) -> None:
+        """Always: what it does not promise is in its name."""
+
+    async def close(self) -> None:
+        """Nothing to close; the ledgers stay readable for tests."""
+
+    def _ledger(self, org: str, at_ms: int) -> Ledger:
+        off_ms = abs(self._clock_ms() - at_ms)
+        if off_ms > CLOCK_SKEW_MS_MAX:
+            raise ClockSkewError(f"the caller's clock and the store's are {off_ms} ms apart")
+        return self._ledgers[org]

@@ -1,0 +1,263 @@
+"""The ledger in Redis or Valkey: each command is one script, so it happens at once or not at all.
+
+The table of `extauthz.ledger` is in `scripts/*.lua`; here commands become arguments and replies
+become answers. What may go wrong on the way is the business of `connections.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from extauthz.ledger import (
+    CLOCK_SKEW_MS_MAX,
+    AlreadyEnded,
+    Balance,
+    ClockSkewError,
+    CounterRangeError,
+    Ending,
+    HoldsMismatchError,
+    Outcome,
+    Refused,
+    Release,
+    Renew,
+    Reserve,
+    Reserved,
+    Settle,
+    State,
+)
+from extauthz.store import script
+from extauthz.store.base import check_keys, org_prefix
+from extauthz.store.connections import Connections
+from extauthz.store.failures import unavailable
+from extauthz.store.readiness import check_server
+from extauthz.store.script import Call
+
+COMMAND_TIMEOUT_S = 1.0
+CONNECTIONS_MAX = 32
+
+
+class RedisStore:
+    """A `LedgerStore` on one primary."""
+
+    def __init__(self, connections: Connections, *, require_durable: bool = True) -> None:
+        self._connections = connections
+        self._require_durable = require_durable
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        command_timeout_s: float = COMMAND_TIMEOUT_S,
+        connections_max: int = CONNECTIONS_MAX,
+        require_durable: bool = True,
+    ) -> "RedisStore":
+        """A store at redis://, rediss:// or unix://; nothing is connected yet.
+
+        Args:
+            url: where it is, with user and password if it wants them.
+            command_timeout_s: for one command, including the wait for a free connection.
+            connections_max: how many commands are under way at once.
+            require_durable: whether `check_ready` refuses a server that may forget on a crash.
+
+        Raises:
+            StoreError: the URL is not one, or of a kind that is not built yet.
+        """
+        connections = Connections(url, command_timeout_s=command_timeout_s, size=connections_max)
+        return cls(connections, require_durable=require_durable)
+
+    async def reserve(self, command: Reserve) -> Reserved | Refused | AlreadyEnded:
+        """See `LedgerStore`."""
+        id_, status, *rest = await self._run(_reserve_call(command))
+        if status == "ended":
+            return AlreadyEnded(id_, State(rest[0]))
+        before = tuple(
+            Balance(int(spent), int(held))
+            for spent, held in zip(rest[::2], rest[1::2], strict=True)
+        )
+        if status == "refused":
+            return Refused(id_, before)
+        if status == "held_already":
+            return Reserved(id_, before)
+        # The script answers with the amounts that it read: their sums are exact only here.
+        pairs = zip(command.holds, before, strict=True)
+        return Reserved(id_, tuple(Balance(b.spent, b.held + hold.amount) for hold, b in pairs))
+
+    async def settle(self, command: Settle) -> Ending:
+        """See `LedgerStore`."""
+        return _ending(await self._run(_settle_call(command)))
+
+    async def settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
+        """See `LedgerStore`."""
+        calls: list[Call] = []
+        refused: dict[int, Exception] = {}
+        for at, command in enumerate(commands):
+            try:
+                calls.append(_settle_call(command))
+            except ValueError as error:
+                refused[at] = error
+        answers = iter(await self._connections.run(calls) if calls else [])
+        return [
+            refused[at] if at in refused else _ending_or_error(next(answers))
+            for at in range(len(commands))
+        ]
+
+    async def release(self, command: Release) -> Ending:
+        """See `LedgerStore`."""
+        check_keys(command.org, command.keys)
+        return _ending(
+            await self._run(
+                Call(
+                    script.RELEASE,
+                    (*_own_keys(command.org, command.id), *command.keys),
+                    _end_args(command.id, command.at_ms, command.settle_horizon_ms),
+                )
+            )
+        )
+
+    async def renew(self, command: Renew) -> bool:
+        """See `LedgerStore`."""
+        times = (str(command.at_ms), str(command.lease_until_ms))
+        _, status = await self._run(
+            Call(
+                script.RENEW,
+                _own_keys(command.org, command.id),
+                (command.id, *times, *map(str, command.observed)),
+            )
+        )
+        return status == "renewed"
+
+    async def expire(
+        self, org: str, at_ms: int, settle_horizon_ms: int, count: int
+    ) -> list[Ending]:
+        """See `LedgerStore`. Raises only if not one of them could be ended."""
+        calls = [
+            Call(
+                script.EXPIRE,
+                (*_own_keys(org, id_), *counters),
+                _end_args(id_, at_ms, settle_horizon_ms),
+            )
+            for id_, counters in await self._due(org, at_ms, count)
+        ]
+        replies = [_checked(answer) for answer in await self._connections.run(calls)]
+        endings = [
+            _ending(reply)
+            for reply in replies
+            if not isinstance(reply, Exception) and reply[1] != "not_due"
+        ]
+        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        if errors and not endings:
+            raise errors[0]
+        return endings
+
+    async def balances(self, org: str, keys: Sequence[str]) -> tuple[Balance, ...]:
+        """See `LedgerStore`."""
+        check_keys(org, keys)
+        replies = await self._read(*(("HMGET", key, "spent", "held") for key in keys))
+        return tuple(Balance(int(spent or 0), int(held or 0)) for spent, held in replies)
+
+    async def open_reservations(self, org: str) -> int:
+        """See `LedgerStore`."""
+        (count,) = await self._read(("ZCARD", _leases_key(org)))
+        return int(count)
+
+    async def check_ready(self) -> None:
+        """See `LedgerStore`."""
+        await check_server(self._connections, require_durable=self._require_durable)
+
+    async def close(self) -> None:
+        """See `LedgerStore`."""
+        await self._connections.close()
+
+    async def _due(self, org: str, at_ms: int, count: int) -> list[tuple[str, tuple[str, ...]]]:
+        """Reservations whose lease has run out, each with the counters that its record names."""
+        leases = ("ZRANGE", _leases_key(org), "-inf", str(at_ms), "BYSCORE", "LIMIT", "0")
+        (ids,) = await self._read((*leases, str(count)))
+        records = await self._read(*(("HGETALL", _record_key(org, id_)) for id_ in ids))
+        return [(id_, _counters(record)) for id_, record in zip(ids, records, strict=True)]
+
+    async def _run(self, call: Call) -> list[str]:
+        (answer,) = await self._connections.run([call])
+        reply = _checked(answer)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def _read(self, *commands: tuple[str, ...]) -> list[Any]:
+        """Plain reads, where an error reply to any is an error of the store."""
+        replies = await self._connections.read(*commands) if commands else []
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise unavailable(self._connections.place, reply)
+        return replies
+
+
+def _record_key(org: str, id_: str) -> str:
+    return f"{org_prefix(org)}r:{id_}"
+
+
+def _leases_key(org: str) -> str:
+    return f"{org_prefix(org)}leases"
+
+
+def _own_keys(org: str, id_: str) -> tuple[str, str]:
+    return _record_key(org, id_), _leases_key(org)
+
+
+def _end_args(id_: str, at_ms: int, settle_horizon_ms: int) -> tuple[str, str, str]:
+    return id_, str(at_ms), str(at_ms + settle_horizon_ms)
+
+
+def _reserve_call(command: Reserve) -> Call:
+    check_keys(command.org, [hold.key for hold in command.holds])
+    args = [command.id, str(command.at_ms), str(command.lease_until_ms)]
+    for hold in command.holds:
+        enforcing, transient = str(int(hold.enforcing)), str(int(hold.transient))
+        args += [str(hold.amount), str(hold.limit), enforcing, str(hold.forget_at_ms), transient]
+    keys = (*_own_keys(command.org, command.id), *(hold.key for hold in command.holds))
+    return Call(script.RESERVE, keys, tuple(args))
+
+
+def _settle_call(command: Settle) -> Call:
+    check_keys(command.org, [charge.key for charge in command.charges])
+    is_young = command.at_ms - command.reserved_at_ms <= command.settle_horizon_ms
+    args = [*_end_args(command.id, command.at_ms, command.settle_horizon_ms), str(int(is_young))]
+    for charge in command.charges:
+        args += [str(charge.cost), str(charge.forget_at_ms)]
+    keys = (*_own_keys(command.org, command.id), *(charge.key for charge in command.charges))
+    return Call(script.SETTLE, keys, tuple(args))
+
+
+def _counters(record: Sequence[str]) -> tuple[str, ...]:
+    """The counters that a record names, in its order (`k1`, `k2`, ...; see prelude.lua)."""
+    fields = dict(zip(record[::2], record[1::2], strict=True))
+    count = sum(name.startswith("k") for name in fields)
+    return tuple(fields[f"k{n}"] for n in range(1, count + 1))
+
+
+def _checked(answer: list[str] | Exception) -> list[str] | Exception:
+    """The refusals that every script may answer, as the exceptions of the ledger."""
+    if isinstance(answer, Exception):
+        return answer
+    match answer[1]:
+        case "clock_skew":
+            return ClockSkewError(
+                f"{answer[0]}: the caller's clock and the store's are more than "
+                f"{CLOCK_SKEW_MS_MAX} ms apart, or the command was that long on its way"
+            )
+        case "holds_mismatch":
+            return HoldsMismatchError(f"{answer[0]}: the reservation holds other counters")
+        case "counter_range":
+            return CounterRangeError(f"{answer[2]}: stands at 2**62 or beyond")
+    return answer
+
+
+def _ending(reply: Sequence[str]) -> Ending:
+    id_, outcome, charged = reply
+    return Ending(id_, Outcome(outcome), tuple(map(int, charged.split())))
+
+
+def _ending_or_error(answer: list[str] | Exception) -> Ending | Exception:
+    reply = _checked(answer)
+    return reply if isinstance(reply, Exception) else _ending(reply)

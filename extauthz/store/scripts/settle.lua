@@ -1,0 +1,67 @@
+#!lua flags=allow-oom
+-- End a reservation with what the call did cost, exactly once.
+--
+-- KEYS  1 reservation, 2 leases, 3.. counters, as the call's own metadata names them
+-- ARGV  1 id, 2 at_ms, 3 when to forget the ended reservation,
+--       4 young 0|1: whether it may be recovered if the store has lost it,
+--       then for each counter: cost, forget_at_ms
+-- Reply {id, outcome, charged}
+--       {id, "clock_skew"} | {id, "holds_mismatch"} | {id, "counter_range", key}
+--
+-- allow-oom: a cost is a fact, it is written even into a store that is full.
+
+local id, at_ms, forget_at_ms, young = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local ARGS_BEFORE, ARGS_PER_CHARGE = 4, 2
+assert(#ARGV == ARGS_BEFORE + ARGS_PER_CHARGE * (#KEYS - FIRST_COUNTER + 1), 'arguments per counter')
+
+local costs, counters_forget_at_ms = {}, {}
+for at = ARGS_BEFORE + 1, #ARGV, ARGS_PER_CHARGE do
+  costs[#costs + 1] = ARGV[at]
+  counters_forget_at_ms[#counters_forget_at_ms + 1] = ARGV[at + 1]
+end
+
+-- A counter that is gone has been forgotten with its window: nothing is applied there silently.
+local function is_recoverable()
+  if young ~= '1' then
+    return false
+  end
+  for i = FIRST_COUNTER, #KEYS do
+    if redis.call('EXISTS', KEYS[i]) == 0 then
+      return false
+    end
+  end
+  return true
+end
+
+if clock_is_off(at_ms) then
+  return { id, 'clock_skew' }
+end
+local record = read_record(KEYS[1])
+if record and record.state == 'settled' then
+  return repeated(id, record, costs)
+end
+if not record and not is_recoverable() then
+  return { id, 'dead_letter', '' }
+end
+local was_held_here = record and record.k1
+if was_held_here and not names_its_counters(record) then
+  return { id, 'holds_mismatch' }
+end
+local out_of_range = first_counter_out_of_range()
+if out_of_range then
+  return { id, 'counter_range', out_of_range }
+end
+
+local outcome
+if was_held_here then
+  outcome = ({ held = 'settled', expired = 'late', released = 'anomaly' })[record.state]
+else
+  outcome = record and 'anomaly' or 'recovered'
+  record = { state = 'unseen' }
+  for i, counter_forget_at_ms in ipairs(counters_forget_at_ms) do
+    record['f' .. i] = counter_forget_at_ms
+  end
+end
+move_to(record, costs)
+write_ended(id, 'settled', record, costs, forget_at_ms)
+return { id, outcome, table.concat(costs, ' ') }

@@ -1,0 +1,1 @@
+"""The use cases: authorize a call, settle it, expire what was never settled."""

@@ -1,0 +1,318 @@
+"""May this call leave? Named phases, each of which can refuse: who asks, for what, at which most.
+
+The last phase holds that most on every budget at once. Its reservation id is minted before the
+store is asked, so that whatever happens afterwards (no answer, a client that left) the hold can be
+given back by its id.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from extauthz.identity import CredentialError, hash_key, read_credential
+from extauthz.ids import uuid7
+from extauthz.ledger import Balance, ClockSkewError, Refused, Release, Reserve, Reserved
+from extauthz.money import AMOUNT_MAX
+from extauthz.policies import Agent, Line, Upstream
+from extauthz.pricing import Estimate, PricedModel
+from extauthz.providers import ADAPTERS
+from extauthz.providers.base import Edit, Metering, RequestError, RequestFacts
+from extauthz.reasons import Decision, Reason
+from extauthz.service.call_record import CallRecord, HeldPart
+from extauthz.service.lines import blocking, lines_of, shadow_denies
+from extauthz.service.rules import Clock, Rules
+from extauthz.service.waiting import HeldRoom
+from extauthz.store.base import LedgerStore, StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class CallAttributes:
+    """One request as Envoy shows it. `path` is the provider's own, without the route's prefix."""
+
+    provider: str
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+    request_id: str
+    """minted by Envoy; only ever an index"""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What Check answers, and what the log line and the metrics say about it."""
+
+    decision: Decision
+    reason: Reason
+    decision_id: str
+    at_ms: int
+    status: int = 200
+    message: str = ""
+    agent: Agent | None = None
+    upstream: Upstream | None = None
+    facts: RequestFacts | None = None
+    priced: PricedModel | None = None
+    estimate: Estimate | None = None
+    edits: tuple[Edit, ...] = ()
+    record: CallRecord | None = None
+    lines: tuple[Line, ...] = ()
+    balances: tuple[Balance, ...] = ()
+    shown: int | None = None
+    """index of the line that refused"""
+    waited_ms: int = 0
+
+
+class RequestReader(Protocol):
+    """Reads a body into facts, without letting a large one delay anybody else."""
+
+    async def read(self, api: str, path: str, body: bytes, *, caller: str) -> RequestFacts:
+        """As `Adapter.read_request`; `caller` has its own share of the room for large bodies."""
+
+
+class Abandoner(Protocol):
+    """Gives back what a Check held whose answer nobody waits for any more."""
+
+    def abandon(self, command: Release) -> None:
+        """Make sure, in the background, that this reservation holds nothing."""
+
+
+class Denied(Exception):  # noqa: N818 - a phase's answer, not an error
+    """A phase says no."""
+
+    def __init__(self, reason: Reason, status: int, message: str) -> None:
+        super().__init__(reason, status, message)
+        self.reason = reason
+        self.status = status
+        self.message = message
+
+
+@dataclass(slots=True)
+class Authorizer:
+    """Decides calls. Never raises for a call: whatever fails is a verdict, and closed."""
+
+    rules: Rules
+    store: LedgerStore
+    reader: RequestReader
+    room: HeldRoom
+    abandoner: Abandoner
+    clock: Clock
+    open_calls: dict[str, CallRecord] = field(default_factory=dict)
+    """by Envoy's request id: for entries of calls whose Check answer Envoy did not take"""
+
+    async def authorize(self, call: CallAttributes) -> Verdict:
+        """Decide one call; on allow, its estimate is held on every budget."""
+        at_ms = self.clock()
+        verdict = Verdict(Decision.DENY, Reason.OK, uuid7(at_ms), at_ms)
+        try:
+            metering = self._route(call, verdict)
+            agent = self._identify(call, verdict)
+            if not await self._read(call, agent, metering, verdict):
+                verdict.decision = Decision.ALLOW
+                return verdict
+            self._permit(agent, verdict)
+            await self._reserve(call, agent, verdict)
+        except Denied as denied:
+            verdict.reason, verdict.status = denied.reason, denied.status
+            verdict.message = denied.message
+            if denied.status == 503:
+                verdict.decision = Decision.ERROR
+        return verdict
+
+    def _route(self, call: CallAttributes, verdict: Verdict) -> Metering:
+        """Phase 1: the provider, as Envoy's route names it, and whether the endpoint is metered."""
+        upstream = self.rules.policies.upstreams.get(call.provider)
+        if upstream is None:
+            raise Denied(
+                Reason.UNKNOWN_ROUTE, 403, "this path leads to no provider: check the base URL"
+            )
+        verdict.upstream = upstream
+        metering = ADAPTERS[upstream.api].metering(call.method, call.path)
+        if metering is None or call.query not in ("", "beta=true"):
+            raise Denied(
+                Reason.UNMETERED_ENDPOINT,
+                403,
+                f"{call.method} of this path is not metered, so it is not allowed: "
+                "use the endpoints that the documentation lists",
+            )
+        return metering
+
+    def _identify(self, call: CallAttributes, verdict: Verdict) -> Agent:
+        """Phase 2: who asks. Nothing that the client writes but its key says so."""
+        try:
+            key = read_credential(call.headers)
+        except CredentialError as error:
+            raise Denied(Reason.UNKNOWN_AGENT, 401, str(error)) from None
+        agent = self.rules.policies.agent_by_key_hash.get(hash_key(key))
+        if agent is None:
+            raise Denied(
+                Reason.UNKNOWN_AGENT, 401, "this virtual key is not known: ask for the agent's key"
+            )
+        verdict.agent = agent
+        if not agent.has_enforcing_budget:
+            raise Denied(
+                Reason.AGENT_WITHOUT_BUDGET,
+                403,
+                f"agent '{agent.name}' has no budget: give it one under "
+                f"agents.{agent.name}.budgets",
+            )
+        return agent
+
+    async def _read(
+        self, call: CallAttributes, agent: Agent, metering: Metering, verdict: Verdict
+    ) -> bool:
+        """Phase 3: what is asked for. False for a free endpoint, which needs no reservation."""
+        if metering is Metering.FREE:
+            return False
+        assert verdict.upstream is not None
+        try:
+            verdict.facts = await self.reader.read(
+                verdict.upstream.api, call.path, call.body, caller=agent.name
+            )
+        except RequestError as error:
+            status = {Reason.BODY_TOO_LARGE: 413, Reason.UNMETERED_ENDPOINT: 403}
+            raise Denied(error.reason, status.get(error.reason, 400), error.message) from None
+        return True
+
+    def _permit(self, agent: Agent, verdict: Verdict) -> None:
+        """Phase 4: whether the agent may, and the most that it can cost."""
+        facts, upstream = verdict.facts, verdict.upstream
+        assert facts is not None
+        assert upstream is not None
+        if not agent.allows(facts.model):
+            raise Denied(
+                Reason.MODEL_NOT_ALLOWED,
+                403,
+                f"agent '{agent.name}' may not use this model: its models are "
+                f"{', '.join(agent.models_allowed)}",
+            )
+        priced = self.rules.prices.find(upstream.name, upstream.price_provider, facts.model)
+        if priced is None:
+            raise Denied(
+                Reason.UNPRICED_MODEL,
+                403,
+                "this model has no known price, so it is not allowed: add it under 'prices'",
+            )
+        default_cap = None if facts.output_tokens_cap else agent.default_output_tokens
+        verdict.priced = priced
+        verdict.estimate = priced.estimate(facts, verdict.at_ms, default_cap)
+        if default_cap is not None and facts.cap_slot is not None:
+            edits = (*facts.edits, facts.cap_slot.edit(default_cap))
+            verdict.edits = tuple(sorted(edits, key=lambda edit: edit.offset))
+        else:
+            verdict.edits = facts.edits
+
+    async def _reserve(self, call: CallAttributes, agent: Agent, verdict: Verdict) -> None:
+        """Phase 5: hold it on every budget at once; wait a little for room that is only held."""
+        policies = self.rules.policies
+        give_up_ms = verdict.at_ms + agent.hold_wait_ms
+        while True:
+            at_ms = self.clock()
+            command, lines = self._command(agent, verdict, at_ms)
+            granted, verdict.balances = await self._ask_store(command, policies.settle_horizon_ms)
+            verdict.lines = lines
+            if granted:
+                break
+            refusal = blocking(lines, verdict.balances)
+            assert refusal is not None, "the store refuses only where a line stands in the way"
+            reason, verdict.shown = refusal
+            left_ms = give_up_ms - self.clock()
+            if reason is not Reason.BUDGET_HELD or left_ms <= 0 or self.room.is_full:
+                raise _denied(reason, agent, lines[verdict.shown])
+            await self.room.wait([line.hold.key for line in lines], left_ms / 1000)
+        verdict.waited_ms = self.clock() - verdict.at_ms
+        verdict.record = _record(command, lines, verdict, at_ms)
+        self.open_calls[call.request_id] = verdict.record
+        before = [
+            Balance(balance.spent, balance.held - line.hold.amount)
+            for line, balance in zip(lines, verdict.balances, strict=True)
+        ]
+        shadow = shadow_denies(lines, before)
+        verdict.decision = Decision.SHADOW_DENY if shadow else Decision.ALLOW
+
+    def _command(
+        self, agent: Agent, verdict: Verdict, at_ms: int
+    ) -> tuple[Reserve, tuple[Line, ...]]:
+        facts, priced, estimate = verdict.facts, verdict.priced, verdict.estimate
+        assert facts is not None
+        assert priced is not None
+        assert estimate is not None
+        policies = self.rules.policies
+        names = (facts.model, priced.info.id)
+        lines = lines_of(agent, names, estimate, policies, at_ms)
+        if not any(line.hold.enforcing and line.budget is not None for line in lines):
+            raise Denied(
+                Reason.AGENT_WITHOUT_BUDGET,
+                403,
+                f"agent '{agent.name}' has no budget for this model: give it one that covers it",
+            )
+        holds = tuple(line.hold for line in lines)
+        return Reserve(uuid7(at_ms), agent.org, at_ms, at_ms + policies.lease_ms, holds), lines
+
+    async def _ask_store(
+        self, command: Reserve, settle_horizon_ms: int
+    ) -> tuple[bool, tuple[Balance, ...]]:
+        """Reserve; whatever goes wrong on the way, the reservation is abandoned by its id."""
+        keys = tuple(hold.key for hold in command.holds)
+        abandon = Release(command.id, command.org, command.at_ms, settle_horizon_ms, keys)
+        try:
+            answer = await self.store.reserve(command)
+        except asyncio.CancelledError:
+            # The client has left, or Envoy's deadline has passed. The store finishes what it was
+            # told (rule 8), so it is told next to give it back.
+            self.abandoner.abandon(abandon)
+            raise
+        except (StoreError, ClockSkewError) as error:
+            self.abandoner.abandon(abandon)
+            raise Denied(
+                Reason.STORE_UNAVAILABLE,
+                503,
+                "the budget store does not answer, so no call is let through: try again shortly",
+            ) from error
+        if isinstance(answer, Reserved | Refused):
+            return isinstance(answer, Reserved), answer.balances
+        self.abandoner.abandon(abandon)
+        raise Denied(Reason.STORE_UNAVAILABLE, 503, "the reservation came too late: try again")
+
+
+def _record(command: Reserve, lines: Sequence[Line], verdict: Verdict, at_ms: int) -> CallRecord:
+    assert verdict.agent is not None
+    assert verdict.upstream is not None
+    assert verdict.facts is not None
+    assert verdict.estimate is not None
+    return CallRecord(
+        reservation_id=command.id,
+        decision_id=verdict.decision_id,
+        org=command.org,
+        agent=verdict.agent.name,
+        provider=verdict.upstream.name,
+        model=verdict.facts.model,
+        reserved_at_ms=at_ms,
+        estimate_nanousd=min(verdict.estimate.nanousd, AMOUNT_MAX),
+        parts=tuple(
+            HeldPart(
+                line.hold.key,
+                line.budget.unit.value if line.budget else "in_flight",
+                line.hold.amount,
+                line.hold.forget_at_ms,
+            )
+            for line in lines
+        ),
+    )
+
+
+def _denied(reason: Reason, agent: Agent, line: Line) -> Denied:
+    what = f"the budget '{line.budget.id}'" if line.budget else f"agent '{agent.name}'"
+    message = {
+        Reason.REQUEST_TOO_LARGE: f"the most this call can cost is above the limit of {what}: "
+        "lower its output cap, or shorten it",
+        Reason.BUDGET_EXHAUSTED: f"{what} is exhausted: no call will be let through before it "
+        "resets or its limit is raised",
+        Reason.TOO_MANY_IN_FLIGHT: f"{what} has as many calls in flight as it may: try again when "
+        "one has ended",
+        Reason.BUDGET_HELD: f"what is left of {what} is held by calls in flight: try again when "
+        "one has ended",
+    }[reason]
+    status = 403 if reason is Reason.REQUEST_TOO_LARGE else agent.denied_status
+    return Denied(reason, status, message)

@@ -1,0 +1,112 @@
+"""What goes on without a call: expiring leases, and giving back what nobody waits for."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from extauthz.ledger import ClockSkewError, Ending, HoldsMismatchError, Release
+from extauthz.service.call_record import CallRecord
+from extauthz.service.rules import Clock, Rules
+from extauthz.service.waiting import HeldRoom
+from extauthz.store.base import LedgerStore, StoreError
+
+_EXPIRED_AT_ONCE = 200
+_RETRY_SECONDS = 0.25
+_ABANDONED_MAX = 100_000
+"""Beyond it the oldest is left to its lease, which charges it: against the agent, never for it."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class AbandonQueue:
+    """Releases that must not be forgotten, retried until the store has taken them."""
+
+    store: LedgerStore
+    room: HeldRoom
+    clock: Clock
+    _waiting: deque[Release] = field(default_factory=lambda: deque(maxlen=_ABANDONED_MAX))
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def abandon(self, command: Release) -> None:
+        """Make sure, in the background, that this reservation holds nothing."""
+        self._waiting.append(command)
+        self._wake.set()
+
+    @property
+    def depth(self) -> int:
+        """How many are still to be given back."""
+        return len(self._waiting)
+
+    async def run(self) -> None:
+        """Work the queue off for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                if not await self._release_oldest():
+                    await asyncio.sleep(_RETRY_SECONDS)
+
+    async def drain(self) -> None:
+        """Try each of the waiting ones once more; at shutdown."""
+        for _ in range(len(self._waiting)):
+            if not await self._release_oldest():
+                return
+
+    async def _release_oldest(self) -> bool:
+        old = self._waiting[0]
+        command = Release(old.id, old.org, self.clock(), old.settle_horizon_ms, old.keys)
+        try:
+            await self.store.release(command)
+        except (StoreError, ClockSkewError):
+            return False
+        except HoldsMismatchError:
+            log.exception("a reservation to abandon names other counters, left to its lease")
+        self._waiting.popleft()
+        self.room.notify(command.keys)
+        return True
+
+
+@dataclass(slots=True)
+class ExpiryLoop:
+    """Charges reservations whose lease has run out, and forgets calls nobody will tell about."""
+
+    rules: Rules
+    store: LedgerStore
+    room: HeldRoom
+    clock: Clock
+    open_calls: dict[str, CallRecord]
+    expired: Callable[[Ending], None]
+    every_seconds: float = 1.0
+
+    async def run(self) -> None:
+        """Look for ever; a store that is away is looked for again."""
+        while True:
+            try:
+                await self.look()
+            except (StoreError, ClockSkewError) as error:
+                log.warning("leases cannot be expired now: %s", error)
+            await asyncio.sleep(self.every_seconds)
+
+    async def look(self) -> None:
+        """Expire all that is due now."""
+        policies = self.rules.policies
+        for org in policies.orgs:
+            while True:
+                endings = await self.store.expire(
+                    org, self.clock(), policies.settle_horizon_ms, _EXPIRED_AT_ONCE
+                )
+                for ending in endings:
+                    self.expired(ending)
+                if len(endings) < _EXPIRED_AT_ONCE:
+                    break
+        self._forget_calls(self.clock() - policies.stream_ms_max - policies.lease_ms)
+
+    def _forget_calls(self, before_ms: int) -> None:
+        # In order of insertion, so the first young one ends the search.
+        for request_id, record in list(self.open_calls.items()):
+            if record.reserved_at_ms >= before_ms:
+                return
+            del self.open_calls[request_id]

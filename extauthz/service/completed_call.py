@@ -1,0 +1,61 @@
+"""A call as Envoy's access log tells it, and what follows from that for the ledger."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from extauthz.providers.base import CapturedResponse
+from extauthz.service.call_record import CallRecord
+
+# A provider that answers so has billed nothing (each provider's documented exceptions come with
+# its adapter). Everything that is not on the list is charged.
+UNBILLED_STATUS = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 503, 529})
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedCall:
+    """One access-log entry of a call that Check has reserved.
+
+    Attributes:
+        record: what Check reserved.
+        captured: what Lua lifted out of the response.
+        status: the response's status, 0 if there was none.
+        via_upstream: the provider itself answered, not Envoy in its place.
+        left: at least one byte of the request went to the provider.
+        refused: every attempt was refused by the connection or the stream, before any processing.
+        periodic: the stream is still open.
+        ended_at_ms: when the entry was written.
+        duration_ms: how long the call took.
+    """
+
+    record: CallRecord
+    captured: CapturedResponse
+    status: int
+    via_upstream: bool
+    left: bool
+    refused: bool
+    periodic: bool
+    ended_at_ms: int
+    duration_ms: int = 0
+
+
+class Ending(StrEnum):
+    """What an entry asks of the ledger."""
+
+    RENEW = "renew"
+    RELEASE = "release"
+    CHARGE = "charge"
+
+
+def ending_of(call: CompletedCall) -> Ending:
+    """Rule 5: release only on proof that nothing was billed, charge everything else.
+
+    Proof is that the request never left, or that the provider itself refused it. A 502 that Envoy
+    wrote after sending, a reset, a timeout or a client that left prove nothing.
+    """
+    if call.periodic:
+        return Ending.RENEW
+    if not call.left or call.refused:
+        return Ending.RELEASE
+    if call.via_upstream and call.status in UNBILLED_STATUS and call.captured.usage is None:
+        return Ending.RELEASE
+    return Ending.CHARGE

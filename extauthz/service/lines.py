@@ -1,0 +1,129 @@
+"""Which counters a call counts on, and which of them stands in its way."""
+
+import math
+from collections.abc import Sequence
+
+from extauthz.ledger import Balance, Hold, fits
+from extauthz.money import AMOUNT_MAX
+from extauthz.policies import Agent, Budget, Line, Policies, Unit
+from extauthz.pricing import Estimate
+from extauthz.reasons import Reason
+from extauthz.store.base import counter_key
+from extauthz.windows import Bounds
+
+_NEVER_MS = 10 * 365 * 86_400_000
+"""A `total` budget has no end; its counter is remembered for ten years after its last use."""
+
+
+def lines_of(
+    agent: Agent, models: Sequence[str], estimate: Estimate, policies: Policies, at_ms: int
+) -> tuple[Line, ...]:
+    """Every budget that a call counts on, with what it would hold there."""
+    lines = [
+        _line(budget, estimate, policies, at_ms)
+        for budget in agent.budgets
+        if budget.counts(*models)
+    ]
+    if agent.max_in_flight is not None:
+        lines.append(
+            Line(
+                None,
+                Bounds(None, None),
+                Hold(
+                    counter_key(agent.org, f"agent/{agent.name}/in_flight", None),
+                    amount=1,
+                    limit=agent.max_in_flight,
+                    forget_at_ms=at_ms + policies.memory_ms,
+                    transient=True,
+                ),
+            )
+        )
+    return tuple(lines)
+
+
+def budget_line(budget: Budget, at_ms: int) -> tuple[str, Bounds]:
+    """The counter of a budget's current window, and that window."""
+    bounds = budget.window.bounds(at_ms)
+    return counter_key(budget.org, budget.id, bounds.start_ms), bounds
+
+
+def _line(budget: Budget, estimate: Estimate, policies: Policies, at_ms: int) -> Line:
+    key, bounds = budget_line(budget, at_ms)
+    amount = {
+        Unit.USD: estimate.nanousd,
+        Unit.TOKENS: estimate.tokens,
+        Unit.REQUESTS: 1,
+    }[budget.unit]
+    end_ms = at_ms + _NEVER_MS if bounds.end_ms is None else bounds.end_ms
+    return Line(
+        budget,
+        bounds,
+        Hold(
+            key,
+            # An estimate beyond every limit is refused by any of them; the ledger's numbers end
+            # there.
+            amount=min(amount, AMOUNT_MAX),
+            limit=budget.limit,
+            forget_at_ms=end_ms + policies.memory_ms,
+            enforcing=not budget.shadow,
+        ),
+    )
+
+
+def blocking(lines: Sequence[Line], balances: Sequence[Balance]) -> tuple[Reason, int] | None:
+    """Why a call was not granted, and by which line; None if only shadow budgets stand against it.
+
+    What lasts longest is named first: what can never fit, then what is spent, then what is only
+    held. Among spent budgets the one that resets last counts, as nothing helps before that.
+    """
+    found: dict[Reason, int] = {}
+    for index, (line, balance) in enumerate(zip(lines, balances, strict=True)):
+        hold = line.hold
+        if not hold.enforcing or fits(hold, balance):
+            continue
+        if line.budget is None:
+            reason = Reason.TOO_MANY_IN_FLIGHT
+        elif hold.amount > hold.limit:
+            reason = Reason.REQUEST_TOO_LARGE
+        elif balance.spent + hold.amount > hold.limit:
+            reason = Reason.BUDGET_EXHAUSTED
+        else:
+            reason = Reason.BUDGET_HELD
+        known = found.get(reason)
+        if known is None or _resets_ms(line) > _resets_ms(lines[known]):
+            found[reason] = index
+    for reason in (
+        Reason.REQUEST_TOO_LARGE,
+        Reason.BUDGET_EXHAUSTED,
+        Reason.TOO_MANY_IN_FLIGHT,
+        Reason.BUDGET_HELD,
+    ):
+        if reason in found:
+            return reason, found[reason]
+    return None
+
+
+def _resets_ms(line: Line) -> float:
+    return math.inf if line.bounds.end_ms is None else line.bounds.end_ms
+
+
+def shadow_denies(lines: Sequence[Line], balances_before: Sequence[Balance]) -> bool:
+    """Whether a shadow budget would have refused this call."""
+    return any(
+        not line.hold.enforcing and not fits(line.hold, balance)
+        for line, balance in zip(lines, balances_before, strict=True)
+    )
+
+
+def tightest(lines: Sequence[Line], balances: Sequence[Balance]) -> int | None:
+    """The line that a client should look at: the enforcing USD budget with the least headroom."""
+    candidates = [
+        (line.hold.limit - balance.spent - balance.held, index)
+        for index, (line, balance) in enumerate(zip(lines, balances, strict=True))
+        if line.budget is not None and line.hold.enforcing and line.budget.unit is Unit.USD
+    ] or [
+        (line.hold.limit - balance.spent - balance.held, index)
+        for index, (line, balance) in enumerate(zip(lines, balances, strict=True))
+        if line.budget is not None and line.hold.enforcing
+    ]
+    return min(candidates)[1] if candidates else None

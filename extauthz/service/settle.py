@@ -1,0 +1,213 @@
+"""From a completed call to its ending in the ledger: what it used, what that cost, charged once."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from extauthz.ledger import (
+    Charge,
+    ClockSkewError,
+    Ending,
+    HoldsMismatchError,
+    Outcome,
+    Release,
+    Renew,
+    Settle,
+)
+from extauthz.money import AMOUNT_MAX, AmountError
+from extauthz.policies import MissingUsage
+from extauthz.providers import ADAPTERS
+from extauthz.service.call_record import CallRecord, HeldPart
+from extauthz.service.completed_call import CompletedCall, ending_of
+from extauthz.service.completed_call import Ending as Wanted
+from extauthz.service.rules import Clock, Rules
+from extauthz.service.waiting import HeldRoom
+from extauthz.store.base import LedgerStore, StoreError
+from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of one call, for the log and the metrics. Amounts in nano-USD."""
+
+    call: CompletedCall
+    wanted: Wanted
+    report: UsageReport
+    cost_nanousd: int
+    """what the ledger was told the call cost"""
+    priced_model: str
+    """the price list's name of the model: bounded, so fit for a label"""
+    outcome: Outcome = Outcome.SETTLED
+    charged: tuple[int, ...] = ()
+
+    @property
+    def overshoot_nanousd(self) -> int:
+        """How far the cost went beyond the reservation."""
+        return max(0, self.cost_nanousd - self.call.record.estimate_nanousd)
+
+
+class SettlementObserver(Protocol):
+    """Told of every settlement, for logs and metrics."""
+
+    def settled(self, settlement: Settlement) -> None:
+        """One call has ended."""
+
+
+@dataclass(slots=True)
+class Settler:
+    """Settles entries, in batches.
+
+    Every command is idempotent by the reservation's id, so a retry charges nothing twice.
+    """
+
+    rules: Rules
+    store: LedgerStore
+    room: HeldRoom
+    clock: Clock
+    observer: SettlementObserver
+
+    async def settle(self, calls: Sequence[CompletedCall]) -> list[CompletedCall]:
+        """End (or renew) each call. Returns those that the store did not take: call again."""
+        left: list[CompletedCall] = []
+        charges: list[tuple[Settlement, Settle]] = []
+        for call in calls:
+            wanted = ending_of(call)
+            if wanted is Wanted.CHARGE:
+                charges.append(self._price(call))
+                continue
+            try:
+                await (self._renew(call) if wanted is Wanted.RENEW else self._release(call))
+            except (StoreError, ClockSkewError):
+                left.append(call)
+        if charges:
+            left += await self._charge(charges)
+        return left
+
+    async def _charge(self, charges: list[tuple[Settlement, Settle]]) -> list[CompletedCall]:
+        left: list[CompletedCall] = []
+        answers = await self.store.settle_many([command for _, command in charges])
+        for (settlement, _), answer in zip(charges, answers, strict=True):
+            if isinstance(answer, Ending):
+                self._tell(settlement, answer.outcome, answer.charged)
+            elif isinstance(answer, HoldsMismatchError):
+                self._tell(settlement, Outcome.DEAD_LETTER, ())
+            else:
+                log.warning("a settlement was not taken: %s", answer)
+                left.append(settlement.call)
+        return left
+
+    async def abandon(self, record: CallRecord) -> None:
+        """Give back a reservation whose call never left: Envoy did not take Check's answer."""
+        await self.store.release(self._release_command(record))
+        self.room.notify(part.key for part in record.parts)
+
+    async def _renew(self, call: CompletedCall) -> None:
+        policies = self.rules.policies
+        report = _report(self.rules, call)
+        cost, _ = self._cost(call, report)
+        observed = tuple(
+            0 if part.unit == "in_flight" else _amount(part, report, cost) or 0
+            for part in call.record.parts
+        )
+        at_ms = self.clock()
+        await self.store.renew(
+            Renew(
+                call.record.reservation_id,
+                call.record.org,
+                at_ms,
+                at_ms + policies.lease_ms,
+                observed,
+            )
+        )
+
+    async def _release(self, call: CompletedCall) -> None:
+        settlement = Settlement(call, Wanted.RELEASE, UNKNOWN_USAGE, 0, call.record.model)
+        try:
+            answer = await self.store.release(self._release_command(call.record))
+        except HoldsMismatchError:
+            self._tell(settlement, Outcome.DEAD_LETTER, ())
+        else:
+            self._tell(settlement, answer.outcome, answer.charged)
+
+    def _release_command(self, record: CallRecord) -> Release:
+        return Release(
+            record.reservation_id,
+            record.org,
+            self.clock(),
+            self.rules.policies.settle_horizon_ms,
+            tuple(part.key for part in record.parts),
+        )
+
+    def _price(self, call: CompletedCall) -> tuple[Settlement, Settle]:
+        record, policies = call.record, self.rules.policies
+        report = _report(self.rules, call)
+        cost, priced_model = self._cost(call, report)
+        agent = policies.agents.get(record.agent)
+        missing = agent.missing_usage if agent else MissingUsage.ESTIMATE
+        charges = tuple(
+            Charge(part.key, _charge(part, report, cost, missing), part.forget_at_ms)
+            for part in record.parts
+        )
+        as_usd = HeldPart("", "usd", record.estimate_nanousd, 0)
+        told = _charge(as_usd, report, cost, missing)
+        command = Settle(
+            record.reservation_id,
+            record.org,
+            self.clock(),
+            record.reserved_at_ms,
+            policies.settle_horizon_ms,
+            charges,
+        )
+        return Settlement(call, Wanted.CHARGE, report, told, priced_model), command
+
+    def _cost(self, call: CompletedCall, report: UsageReport) -> tuple[int | None, str]:
+        """The cost in nano-USD at the served model's price, None if it cannot be known."""
+        record = call.record
+        upstream = self.rules.policies.upstreams.get(record.provider)
+        if upstream is None:
+            return None, "unknown"
+        priced = self.rules.prices.settled_at(
+            record.provider, upstream.price_provider, record.model, report.served_model
+        )
+        if priced is None:
+            return None, "unknown"
+        if report.exactness is Exactness.UNKNOWN:
+            return None, priced.info.id
+        try:
+            cost = priced.cost(report, record.reserved_at_ms)
+        except (ValueError, AmountError):
+            return None, priced.info.id  # usage that contradicts itself is no usage
+        return min(cost, AMOUNT_MAX), priced.info.id
+
+    def _tell(self, settlement: Settlement, outcome: Outcome, charged: tuple[int, ...]) -> None:
+        self.room.notify(part.key for part in settlement.call.record.parts)
+        self.observer.settled(replace(settlement, outcome=outcome, charged=charged))
+
+
+def _report(rules: Rules, call: CompletedCall) -> UsageReport:
+    upstream = rules.policies.upstreams.get(call.record.provider)
+    return ADAPTERS[upstream.api].read_usage(call.captured) if upstream else UNKNOWN_USAGE
+
+
+def _charge(part: HeldPart, report: UsageReport, cost: int | None, missing: MissingUsage) -> int:
+    """What one counter is charged; where usage is missing, the agent's policy decides."""
+    if part.unit == "in_flight":
+        return 0
+    amount = _amount(part, report, cost)
+    if report.exactness is Exactness.EXACT and amount is not None:
+        return amount
+    if report.exactness is Exactness.LOWER_BOUND and amount is not None:
+        return amount if missing is MissingUsage.OBSERVED else max(amount, part.amount)
+    return part.amount
+
+
+def _amount(part: HeldPart, report: UsageReport, cost: int | None) -> int | None:
+    """What the report says in the counter's unit; None: nothing."""
+    if part.unit == "requests":
+        return 1
+    if report.exactness is Exactness.UNKNOWN:
+        return None
+    return cost if part.unit == "usd" else min(report.tokens, AMOUNT_MAX)

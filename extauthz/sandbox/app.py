@@ -1,0 +1,233 @@
+"""The sandbox's HTTP server: both providers' routes, and its own under `/_sandbox`."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from aiohttp import web
+
+from extauthz.sandbox.anthropic import Anthropic
+from extauthz.sandbox.bill import Bill, Received
+from extauthz.sandbox.delivery import arrange, deliver
+from extauthz.sandbox.openai import OpenAI
+from extauthz.sandbox.prices import Model, PriceTable, Rates
+from extauthz.sandbox.script import Script, ScriptError
+from extauthz.sandbox.wire import Call, Refusal, Wire, dumps, encode, parse_object
+
+DEFAULT_OPENAI_KEY = "sandbox-openai-key"
+DEFAULT_ANTHROPIC_KEY = "sandbox-anthropic-key"
+CLIENT_MAX_SIZE = 64 * 2**20
+
+
+def create_app(
+    *,
+    openai_key: str = DEFAULT_OPENAI_KEY,
+    anthropic_key: str = DEFAULT_ANTHROPIC_KEY,
+    log_headers: Iterable[str] = ("x-*",),
+) -> web.Application:
+    """The whole sandbox.
+
+    Run it with `runner_options`: it relies on aiohttp cancelling the handler of a client that
+    left, and on request bodies that nobody has decompressed.
+
+    Args:
+        openai_key: The credential that OpenAI's routes accept.
+        anthropic_key: The credential that Anthropic's routes accept.
+        log_headers: Patterns of the request headers whose values are recorded; those that can
+            carry a credential never are.
+    """
+    app = web.Application(client_max_size=CLIENT_MAX_SIZE)
+    providers = _Providers(OpenAI(openai_key), Anthropic(anthropic_key), Bill(log_headers))
+    control = _Control(providers)
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", providers.chat_completions),
+            web.post("/v1/messages", providers.messages),
+            web.get("/v1/models", providers.models),
+            web.get("/v1/models/{id}", providers.models),
+            web.get("/_sandbox/bill", control.bill),
+            web.delete("/_sandbox/bill", control.reset_bill),
+            web.get("/_sandbox/requests", control.requests),
+            web.post("/_sandbox/script", control.script),
+            web.delete("/_sandbox/script", control.reset_script),
+            web.post("/_sandbox/prices", control.price),
+            web.route("*", "/{path:.*}", providers.unknown),
+        ]
+    )
+    return app
+
+
+runner_options: dict[str, Any] = {
+    "access_log": None,
+    "handler_cancellation": True,
+    "auto_decompress": False,
+    "max_field_size": 65536,  # room for a scripted tool input
+    "shutdown_timeout": 0.2,  # a stalled answer never ends by itself
+}
+
+
+class _Providers:
+    """The routes that SDKs call."""
+
+    def __init__(self, openai: OpenAI, anthropic: Anthropic, bill: Bill) -> None:
+        self.openai = openai
+        self.anthropic = anthropic
+        self.received = bill
+        self.prices = PriceTable()
+        self.script = Script()
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._complete(self.openai, request)
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        return await self._complete(self.anthropic, request)
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        wire = self._guess(request)
+        received = self._receive(wire, request, b"")
+        request_id = wire.new_request_id()
+        try:
+            wire.authorize(request.headers)
+            text = self._describe(wire, request.match_info.get("id"))
+        except Refusal as refusal:
+            return _refuse(wire, received, refusal, request_id)
+        received.status = 200
+        return web.json_response(text=text, headers={wire.request_id_header: request_id})
+
+    async def unknown(self, request: web.Request) -> web.StreamResponse:
+        wire = self._guess(request)
+        received = self._receive(wire, request, await request.read())
+        refusal = Refusal(404, f"Invalid URL ({request.method} {request.path})")
+        return _refuse(wire, received, refusal, wire.new_request_id())
+
+    async def _complete(self, wire: Wire, request: web.Request) -> web.StreamResponse:
+        request_id = wire.new_request_id()
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            received = self._receive(wire, request, b"")
+            return _refuse(wire, received, Refusal(413, "Request is too large"), request_id)
+        received = self._receive(wire, request, body)
+        try:
+            call, script = self._accept(wire, request, body)
+        except Refusal as refusal:
+            return _refuse(wire, received, refusal, request_id)
+        received.status = script.status
+        line = None
+        if script.status == 200 or script.billed_error:
+            # From here on the provider works for its money, whoever hangs up.
+            line = self.received.charge(received, call, request_id)
+        if script.latency_ms:
+            await asyncio.sleep(script.latency_ms / 1000)
+        stream = call.stream and script.status == 200
+        kind = "text/event-stream; charset=utf-8" if stream else "application/json"
+        headers = {"content-type": kind, wire.request_id_header: request_id}
+        response = web.StreamResponse(status=script.status, headers=headers)
+        parts = _parts(wire, call, script, request_id)
+        await deliver(request, response, parts, script, stream=stream)
+        if line is not None:
+            line.completed = True
+        return response
+
+    def _accept(self, wire: Wire, request: web.Request, body: bytes) -> tuple[Call, Script]:
+        wire.authorize(request.headers)
+        try:
+            script = self.script.with_headers(request.headers.items())
+        except ScriptError as error:
+            raise Refusal(400, str(error), code="sandbox_script") from None
+        return wire.parse(parse_object(body), self.prices, script), script
+
+    def _describe(self, wire: Wire, name: str | None) -> str:
+        if name is None:
+            return dumps(wire.models(self.prices.ids(wire.provider)))
+        if self.prices.find(wire.provider, name) is None:
+            raise Refusal(404, f"The model '{name}' does not exist", code="model_not_found")
+        return dumps(wire.model(name))
+
+    def _receive(self, wire: Wire, request: web.Request, body: bytes) -> Received:
+        return self.received.receive(
+            wire.provider, request.method, request.rel_url.raw_path, request.headers.items(), body
+        )
+
+    def _guess(self, request: web.Request) -> Wire:
+        """Whose client asks, where the path does not say."""
+        names = request.headers
+        anthropic = "anthropic-version" in names or "x-api-key" in names
+        return self.anthropic if anthropic else self.openai
+
+
+class _Control:
+    """The routes that tests call: what to do, and what was done."""
+
+    def __init__(self, providers: _Providers) -> None:
+        self._providers = providers
+
+    async def bill(self, request: web.Request) -> web.Response:
+        after = int(request.query.get("after", "0"))
+        return web.json_response(self._providers.received.to_json(after))
+
+    async def reset_bill(self, _request: web.Request) -> web.Response:
+        self._providers.received.reset()
+        return web.json_response({})
+
+    async def requests(self, _request: web.Request) -> web.Response:
+        records = self._providers.received.requests
+        return web.json_response({"requests": [record.to_json() for record in records]})
+
+    async def script(self, request: web.Request) -> web.Response:
+        try:
+            settings = parse_object(await request.read())
+            self._providers.script = self._providers.script.with_settings(settings)
+        except (Refusal, ScriptError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response({})
+
+    async def reset_script(self, _request: web.Request) -> web.Response:
+        self._providers.script = Script()
+        return web.json_response({})
+
+    async def price(self, request: web.Request) -> web.Response:
+        try:
+            model = _read_model(parse_object(await request.read()))
+        except (Refusal, ValueError, TypeError, KeyError) as error:
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
+        self._providers.prices.add(model)
+        return web.json_response({})
+
+
+def _read_model(body: dict[str, Any]) -> Model:
+    """A model and its price, in USD per million tokens, as strings: a JSON number is a float."""
+    provider, name = str(body.pop("provider")), str(body.pop("model"))
+    if provider not in {"openai", "anthropic"}:
+        raise ValueError(f"{provider}: the sandbox plays openai and anthropic only")
+    snapshot = str(body.pop("snapshot", name))
+    most = body.pop("max_output_tokens", None)
+    reasoning = bool(body.pop("reasoning", False))
+    if not all(isinstance(rate, str) for rate in body.values()):
+        raise TypeError('a rate is a string, for example "0.15"')
+    rates = Rates.per_million(**body)
+    maximum = None if most is None else int(most)
+    return Model(provider, name, snapshot, rates, maximum, reasoning=reasoning)
+
+
+def _parts(wire: Wire, call: Call, script: Script, request_id: str) -> list[bytes]:
+    """The body of the response: one part, or one for each event of a stream."""
+    if script.status != 200:
+        refusal = Refusal(script.status, "The sandbox was told to fail.")
+        return [encode(wire.error(refusal, request_id))]
+    error = wire.error_event(request_id)
+    if call.stream:
+        return arrange(wire.events(call, script), error, script)
+    if script.ending == "error-event":  # without a stream: a 200 whose body is an error
+        return [encode(error.data)]
+    return [encode(wire.answer(call, script))]
+
+
+def _refuse(wire: Wire, received: Received, refusal: Refusal, request_id: str) -> web.Response:
+    received.status = refusal.status
+    return web.Response(
+        body=encode(wire.error(refusal, request_id)),
+        status=refusal.status,
+        content_type="application/json",
+        headers={wire.request_id_header: request_id},
+    )

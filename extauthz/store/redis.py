@@ -36,6 +36,11 @@ from extauthz.store.script import Call
 COMMAND_TIMEOUT_S = 1.0
 CONNECTIONS_MAX = 32
 
+_SKEW = (
+    f"the caller's clock and the store's are more than {CLOCK_SKEW_MS_MAX} ms apart, "
+    "or the command was that long on its way"
+)
+
 
 class RedisStore:
     """A `LedgerStore` on one primary."""
@@ -173,7 +178,10 @@ class RedisStore:
     async def _due(self, org: str, at_ms: int, count: int) -> list[tuple[str, tuple[str, ...]]]:
         """Reservations whose lease has run out, each with the counters that its record names."""
         leases = ("ZRANGE", _leases_key(org), "-inf", str(at_ms), "BYSCORE", "LIMIT", "0")
-        (ids,) = await self._read((*leases, str(count)))
+        time, ids = await self._read(("TIME",), (*leases, str(count)))
+        # The script checks this too, but a slow clock would find nothing due, and nobody notice.
+        if abs(int(time[0]) * 1000 + int(time[1]) // 1000 - at_ms) > CLOCK_SKEW_MS_MAX:
+            raise ClockSkewError(_SKEW)
         records = await self._read(*(("HGETALL", _record_key(org, id_)) for id_ in ids))
         return [(id_, _counters(record)) for id_, record in zip(ids, records, strict=True)]
 
@@ -242,10 +250,7 @@ def _checked(answer: list[str] | Exception) -> list[str] | Exception:
         return answer
     match answer[1]:
         case "clock_skew":
-            return ClockSkewError(
-                f"{answer[0]}: the caller's clock and the store's are more than "
-                f"{CLOCK_SKEW_MS_MAX} ms apart, or the command was that long on its way"
-            )
+            return ClockSkewError(f"{answer[0]}: {_SKEW}")
         case "holds_mismatch":
             return HoldsMismatchError(f"{answer[0]}: the reservation holds other counters")
         case "counter_range":

@@ -1,0 +1,61 @@
+"""The stores that the suites here run against: in memory, Valkey, and Redis if there is one."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from servers import Server, debian_redis
+
+from extauthz.store.base import LedgerStore
+from extauthz.store.memory import MemoryStore
+from extauthz.store.redis import RedisStore
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Server]:
+    """A Valkey for all tests of a worker: each test has an org, and so keys, of its own."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_7() -> Iterator[Server]:
+    """The Redis of the operating system: the oldest version that is supported, on Debian 12."""
+    binary = debian_redis()
+    if binary is None:
+        pytest.skip("no redis-server on this machine: the suite has not run against Redis")
+    with Server(binary) as server:
+        yield server
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[Server]:
+    """A Valkey for one test, which may freeze it, kill it or change its settings."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "valkey", "redis"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[LedgerStore]:
+    """Every store in turn."""
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    server = request.getfixturevalue("valkey" if request.param == "valkey" else "redis_7")
+    redis_store = RedisStore.from_url(server.url)
+    yield redis_store
+    await redis_store.close()
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def any_server(request: pytest.FixtureRequest) -> Server:
+    """Each real server in turn."""
+    server: Server = request.getfixturevalue("valkey" if request.param == "valkey" else "redis_7")
+    return server
+
+
+@pytest.fixture
+async def redis_store(any_server: Server) -> AsyncIterator[RedisStore]:
+    """A `RedisStore` on each real server in turn."""
+    store = RedisStore.from_url(any_server.url)
+    yield store
+    await store.close()

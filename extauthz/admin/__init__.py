@@ -1,0 +1,1 @@
+"""HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`, and the admin listener."""

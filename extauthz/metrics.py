@@ -1,0 +1,164 @@
+"""The metrics contract.
+
+Every label is bounded: agents, budgets and providers come from the config, models from the price
+lists, everything else from closed lists.
+
+Amounts are floats in USD here and nowhere else: Prometheus knows nothing but floats.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from extauthz import __version__
+from extauthz.ledger import Balance, Outcome
+from extauthz.money import NANOUSD_PER_USD
+from extauthz.policies import Budget, Unit
+from extauthz.reasons import Decision, Reason
+
+_CHECK_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_LAG_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+def usd(nanousd: int) -> float:
+    """For display only."""
+    return nanousd / NANOUSD_PER_USD
+
+
+@dataclass(slots=True)
+class BudgetGauges(Collector):
+    """The budgets as read from the store at this scrape; None while the store is away."""
+
+    standing: Sequence[tuple[Budget, Balance]] | None = None
+    open_reservations: int | None = None
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Current windows only; every configured budget is present from the start."""
+        yield from self._of_unit(Unit.USD, "usd", usd)
+        yield from self._of_unit(Unit.TOKENS, "tokens", float)
+        yield from self._of_unit(Unit.REQUESTS, "requests", float)
+        if self.open_reservations is not None:
+            yield GaugeMetricFamily(
+                "extauthz_reservations_open",
+                "Reservations that have not ended.",
+                value=self.open_reservations,
+            )
+
+    def _of_unit(
+        self, unit: Unit, suffix: str, shown: Callable[[int], float]
+    ) -> Iterable[GaugeMetricFamily]:
+        standing = [pair for pair in self.standing or () if pair[0].unit is unit]
+        if not standing and unit is not Unit.USD:
+            return
+        families = {
+            what: GaugeMetricFamily(f"extauthz_budget_{what}_{suffix}", text)
+            for what, text in (
+                ("limit", f"Limit of the current window, in {suffix}."),
+                ("spent", f"Settled in the current window, in {suffix}."),
+                ("held", f"Held by calls in flight, in {suffix}."),
+            )
+        }
+        for budget, balance in standing:
+            labels = _budget_labels(budget)
+            for what, amount in (
+                ("limit", budget.limit),
+                ("spent", balance.spent),
+                ("held", balance.held),
+            ):
+                families[what].add_sample(families[what].name, labels, shown(amount))
+        yield from families.values()
+
+
+def _budget_labels(budget: Budget) -> dict[str, str]:
+    """Scope, name and window; what else tells two budgets apart only where it is set."""
+    labels = {
+        "scope": budget.scope.value,
+        "name": budget.name,
+        "window": budget.window.period.value,
+    }
+    if budget.model:
+        labels["model"] = budget.model
+    if budget.explicit_id:
+        labels["id"] = budget.explicit_id
+    return labels
+
+
+class Metrics:
+    """All metrics of one process, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.budgets = BudgetGauges()
+        self.registry.register(self.budgets)
+        self.checks = Counter(
+            "extauthz_checks_total",
+            "Decisions of Check.",
+            ("provider", "model", "decision", "reason"),
+            registry=self.registry,
+        )
+        self.check_seconds = Histogram(
+            "extauthz_check_duration_seconds",
+            "Time from request to answer of a Check, waiting for held room included.",
+            buckets=_CHECK_SECONDS,
+            registry=self.registry,
+        )
+        self.checks_cancelled = Counter(
+            "extauthz_checks_cancelled_total",
+            "Checks whose answer nobody waited for: the client left, or Envoy's deadline passed.",
+            registry=self.registry,
+        )
+        self.settlements = Counter(
+            "extauthz_settlements_total",
+            "Endings of reservations.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        for outcome in Outcome:
+            self.settlements.labels(outcome.value)
+        self.settlement_lag_seconds = Histogram(
+            "extauthz_settlement_lag_seconds",
+            "Time from the end of a call to its settlement.",
+            buckets=_LAG_SECONDS,
+            registry=self.registry,
+        )
+        self.spent_usd = Counter(
+            "extauthz_spent_usd_total",
+            "Settled cost. What an expired lease charged is in extauthz_budget_spent_usd only.",
+            ("agent", "provider", "model"),
+            registry=self.registry,
+        )
+        self.overshoot_usd = Counter(
+            "extauthz_overshoot_usd_total",
+            "Settled cost above what was reserved for the call.",
+            registry=self.registry,
+        )
+        self.unreadable_entries = Counter(
+            "extauthz_access_log_unreadable_total",
+            "Access-log entries whose metadata is no call record.",
+            registry=self.registry,
+        )
+        self.reload_successful = Gauge(
+            "extauthz_config_last_reload_successful",
+            "1 if the config in force is the one in the file.",
+            registry=self.registry,
+        )
+        build = Gauge("extauthz_build_info", "Always 1.", ("version",), registry=self.registry)
+        build.labels(__version__).set(1)
+
+    def decided(
+        self, provider: str, model: str, decision: Decision, reason: Reason, seconds: float
+    ) -> None:
+        """One Check was answered. `provider` and `model` must come from bounded lists."""
+        self.checks.labels(provider, model, decision.value, reason.value).inc()
+        self.check_seconds.observe(seconds)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""gRPC in and out: between Envoy's messages and the service's plain values."""

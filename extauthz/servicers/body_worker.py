@@ -1,0 +1,62 @@
+"""The child process of `body_reader`: reads bodies from stdin, answers facts on stdout.
+
+Its memory is bounded before anything is parsed: by counting what a parser would have to build, and
+by the process's own limit.
+"""
+
+import contextlib
+import os
+import pickle
+import resource
+import struct
+import sys
+from typing import BinaryIO
+
+from extauthz.providers import ADAPTERS
+from extauthz.providers.base import RequestError, RequestFacts
+from extauthz.reasons import Reason
+
+VALUES_MAX = 3_000_000
+"""Most values (about as many as commas and opening brackets) in one body."""
+
+_MEMORY_BYTES_MAX = 2 * 1024**3
+_HEADER = struct.Struct("!II")
+
+
+def read(api: str, path: str, body: bytes) -> RequestFacts | RequestError:
+    """The facts of a body, or why it is refused."""
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > VALUES_MAX:
+        return RequestError(
+            Reason.BODY_TOO_LARGE,
+            f"the request body holds more than {VALUES_MAX} values: send a smaller one",
+        )
+    try:
+        return ADAPTERS[api].read_request(path, body)
+    except RequestError as error:
+        return error
+    except MemoryError:
+        return RequestError(
+            Reason.BODY_TOO_LARGE, "the request body is too complex to be read: send a simpler one"
+        )
+
+
+def serve(source: BinaryIO, sink: BinaryIO) -> None:
+    """Answer until the parent closes the pipe."""
+    while header := source.read(_HEADER.size):
+        call_size, body_size = _HEADER.unpack(header)
+        api, path = pickle.loads(source.read(call_size))  # noqa: S301 - our own parent's
+        answer = pickle.dumps(read(api, path, source.read(body_size)))
+        sink.write(len(answer).to_bytes(4, "big") + answer)
+        sink.flush()
+
+
+def main() -> None:
+    """Entry point of `python -m extauthz.servicers.body_worker`."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES_MAX, _MEMORY_BYTES_MAX))
+    os.nice(5)  # the Checks of small bodies come first
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        serve(sys.stdin.buffer, sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Between Envoy's protobuf messages and the service's plain values."""
+
+import math
+import random
+from collections.abc import Iterable
+
+from google.protobuf.struct_pb2 import Struct
+
+from extauthz.pb import access_log_pb2, ext_authz_pb2
+from extauthz.policies import Line
+from extauthz.providers import ADAPTERS
+from extauthz.providers.base import CapturedResponse, Refusal
+from extauthz.reasons import Decision, Reason
+from extauthz.service.authorize import CallAttributes, Verdict
+from extauthz.service.budget_headers import budget_headers, reset_seconds
+from extauthz.service.call_record import CallRecord
+from extauthz.service.completed_call import CompletedCall
+from extauthz.service.lines import tightest
+
+CHECK_NAMESPACE = "envoy.filters.http.ext_authz"
+USAGE_NAMESPACE = "extauthz.usage"
+
+_OK, _PERMISSION_DENIED = 0, 7  # google.rpc.Code
+_DEFAULT_API = "openai"
+_HELD_RETRY_SECONDS = (1, 3)
+_REFUSED_STREAM = "remote_refused_stream_reset"
+
+
+def call_attributes(request: ext_authz_pb2.CheckRequest) -> CallAttributes:
+    """What Check is asked. The provider is the one that Envoy's route names, not the path's."""
+    attributes = request.attributes
+    http = attributes.request.http
+    provider = attributes.context_extensions.get("provider", "")
+    path, _, query = http.path.partition("?")
+    return CallAttributes(
+        provider=provider,
+        method=http.method,
+        path=path.removeprefix(f"/{provider}") if provider else path,
+        query=query,
+        headers=http.headers,
+        body=http.raw_body,
+        request_id=http.headers.get("x-request-id", ""),
+    )
+
+
+def check_response(verdict: Verdict, body_size: int, now_ms: int) -> ext_authz_pb2.CheckResponse:
+    """What Envoy is told."""
+    if verdict.decision in (Decision.ALLOW, Decision.SHADOW_DENY):
+        return _allowed(verdict, body_size, now_ms)
+    return _denied(verdict, now_ms)
+
+
+def _allowed(verdict: Verdict, body_size: int, now_ms: int) -> ext_authz_pb2.CheckResponse:
+    response = ext_authz_pb2.CheckResponse(status=ext_authz_pb2.RpcStatus(code=_OK))
+    shown = tightest(verdict.lines, verdict.balances)
+    headers = [("x-budget-decision-id", verdict.decision_id)]
+    if shown is not None:
+        headers += budget_headers(verdict.lines[shown], verdict.balances[shown], now_ms)
+    response.ok_response.response_headers_to_add.extend(_headers(headers))
+    if verdict.record is not None:
+        response.dynamic_metadata.CopyFrom(_metadata(verdict, verdict.record, body_size))
+    return response
+
+
+def _metadata(verdict: Verdict, record: CallRecord, body_size: int) -> Struct:
+    """For Lua (`rid`, `edits`, `size`) and for the sink (`call`)."""
+    metadata = Struct()
+    fields = metadata.fields
+    fields["rid"].string_value = record.reservation_id
+    fields["call"].string_value = record.to_json()
+    if verdict.edits:
+        fields["size"].number_value = body_size
+        values = fields["edits"].list_value.values
+        for edit in verdict.edits:
+            values.add().number_value = edit.offset
+            values.add().number_value = edit.dropped
+            values.add().string_value = edit.text
+    return metadata
+
+
+def _denied(verdict: Verdict, now_ms: int) -> ext_authz_pb2.CheckResponse:
+    adapter = ADAPTERS[verdict.upstream.api if verdict.upstream else _DEFAULT_API]
+    line = None if verdict.shown is None else verdict.lines[verdict.shown]
+    details: dict[str, str] = {}
+    headers = [
+        ("content-type", "application/json"),
+        ("x-budget-reason", verdict.reason.value),
+        ("x-budget-decision-id", verdict.decision_id),
+        *_retry_headers(verdict, line, now_ms),
+    ]
+    if line is not None and line.budget is not None:
+        assert verdict.shown is not None
+        budget = budget_headers(line, verdict.balances[verdict.shown], now_ms)
+        headers += budget
+        details = {"budget": line.budget.id} | {
+            name.removeprefix("x-budget-").replace("-", "_"): value
+            for name, value in budget
+            if name.startswith("x-budget-")
+        }
+    refusal = Refusal(verdict.status, verdict.reason, verdict.message, verdict.decision_id, details)
+    response = ext_authz_pb2.CheckResponse(status=ext_authz_pb2.RpcStatus(code=_PERMISSION_DENIED))
+    response.denied_response.status.code = verdict.status
+    response.denied_response.headers.extend(_headers(headers))
+    response.denied_response.body = adapter.refusal_body(refusal).decode()
+    # The log tells refusals apart without a reservation.
+    response.dynamic_metadata.fields["reason"].string_value = verdict.reason.value
+    response.dynamic_metadata.fields["decision"].string_value = verdict.decision_id
+    return response
+
+
+def _retry_headers(verdict: Verdict, line: Line | None, now_ms: int) -> list[tuple[str, str]]:
+    """Whether and when a retry can help: a spent budget not before it resets, held room soon."""
+    if verdict.reason is Reason.BUDGET_EXHAUSTED:
+        reset = reset_seconds(line, now_ms) if line else None
+        return [
+            ("x-should-retry", "false"),
+            *([("retry-after", str(reset))] if reset is not None else []),
+        ]
+    if verdict.reason in (Reason.BUDGET_HELD, Reason.TOO_MANY_IN_FLIGHT) or verdict.status == 503:
+        seconds = random.uniform(*_HELD_RETRY_SECONDS)  # noqa: S311 - jitter, not a secret
+        return [("x-should-retry", "true"), ("retry-after", str(math.ceil(seconds)))]
+    return [("x-should-retry", "false")]
+
+
+def _headers(pairs: Iterable[tuple[str, str]]) -> list[ext_authz_pb2.HeaderValueOption]:
+    overwrite = ext_authz_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+    return [
+        ext_authz_pb2.HeaderValueOption(
+            header=ext_authz_pb2.HeaderValue(key=key, value=value), append_action=overwrite
+        )
+        for key, value in pairs
+    ]
+
+
+def completed_call(entry: access_log_pb2.HTTPAccessLogEntry, record: CallRecord) -> CompletedCall:
+    """One access-log entry of a reserved call."""
+    common, response = entry.common_properties, entry.response
+    usage = common.metadata.filter_metadata.get(USAGE_NAMESPACE)
+    details = response.response_code_details
+    started_ms = common.start_time.ToMilliseconds()
+    duration_ms = common.duration.ToMilliseconds()
+    return CompletedCall(
+        record=record,
+        captured=_captured(usage),
+        status=response.response_code.value,
+        via_upstream=details == "via_upstream",
+        left=common.HasField("time_to_first_upstream_tx_byte"),
+        refused=common.response_flags.upstream_connection_failure or _REFUSED_STREAM in details,
+        periodic=common.access_log_type == access_log_pb2.DOWNSTREAM_PERIODIC,
+        ended_at_ms=started_ms + duration_ms,
+        duration_ms=duration_ms,
+    )
+
+
+def record_text(entry: access_log_pb2.HTTPAccessLogEntry) -> str | None:
+    """The call record in an entry's metadata; None for a call that was never reserved."""
+    metadata = entry.common_properties.metadata.filter_metadata.get(CHECK_NAMESPACE)
+    if metadata is None or "call" not in metadata.fields:
+        return None
+    return metadata.fields["call"].string_value
+
+
+def _captured(usage: Struct | None) -> CapturedResponse:
+    if usage is None:
+        return CapturedResponse()
+    fields = usage.fields
+
+    def text(name: str) -> str | None:
+        return fields[name].string_value if name in fields else None
+
+    return CapturedResponse(
+        usage=text("usage"),
+        usage_start=text("usage_start"),
+        model=text("model"),
+        service_tier=text("service_tier"),
+        error="error" in fields and fields["error"].bool_value,
+        complete="complete" in fields and fields["complete"].bool_value,
+    )

@@ -8,6 +8,7 @@ asked, and a connection goes back to the idle ones only after an exchange that e
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 from redis.asyncio import ConnectionPool
@@ -31,13 +32,14 @@ _NOT_BUILT = {
 }
 
 
+_URL_OPTIONS = frozenset({"db", "password"})
+
+
 class Connections:
     """At most `size` connections to one server; the most recently used goes out first."""
 
     def __init__(self, url: str, *, command_timeout_s: float, size: int) -> None:
-        scheme = url.partition(":")[0]
-        if scheme in _NOT_BUILT:
-            raise StoreError(f"store.url: {_NOT_BUILT[scheme]} is not built yet; use redis://")
+        _check_url(url)
         try:
             # RESP2, because a server pushes nothing there: what arrives unasked is an error.
             self._factory = ConnectionPool.from_url(
@@ -191,3 +193,22 @@ class Connections:
             f"the store at {self.place} answered another question than was asked; "
             "the connection was closed"
         )
+
+
+def _check_url(url: str) -> None:
+    """Refuse what redis-py would take to mean something else, or nothing.
+
+    In its URLs every setting of a connection can be given and overrides ours, protocol and retries
+    too; and a path that is no number means the first database.
+    """
+    parts = urlsplit(url)
+    if parts.scheme in _NOT_BUILT:
+        raise StoreError(f"store.url: {_NOT_BUILT[parts.scheme]} is not built yet; use redis://")
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _URL_OPTIONS and not name.startswith("ssl_"):
+            raise StoreError(
+                f"store.url: {name} cannot be set there, only db, password and ssl_... can"
+            )
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise StoreError(f"store.url: {database!r} is no database number")

@@ -1,0 +1,204 @@
+"""No reply ever reaches another caller, whoever gives up and whatever the server says."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+from fake_store import FakeServer, array
+from ledger_calls import Call
+from servers import Server
+
+from extauthz.ledger import AlreadyEnded, Balance, Reserved
+from extauthz.store.base import StoreError, StoreUnavailableError
+from extauthz.store.redis import RedisStore
+
+
+def id_in(words: list[str]) -> str:
+    """The reservation id in an EVALSHA or EVAL: the first argument after its keys."""
+    return words[3 + int(words[2])]
+
+
+async def admit(words: list[str]) -> str:
+    return array(id_in(words), "reserved", "0", "0", "0", "0")
+
+
+async def test_a_reply_with_another_id_is_not_believed_and_its_connection_is_closed() -> None:
+    async def lie(words: list[str]) -> str:
+        return array("another-id", "reserved", "0", "0", "0", "0")
+
+    async with FakeServer(lie) as server:
+        store = RedisStore.from_url(server.url)
+        with pytest.raises(StoreUnavailableError, match="answered another question"):
+            await store.reserve(Call().reserve())
+        await server.closed.wait()
+        await store.close()
+
+
+@pytest.mark.parametrize("nonsense", ["+OK\r\n", ":1\r\n", "*0\r\n", "$-1\r\n"])
+async def test_a_reply_of_another_kind_is_not_believed(nonsense: str) -> None:
+    async def lie(words: list[str]) -> str:
+        return nonsense
+
+    async with FakeServer(lie) as server:
+        store = RedisStore.from_url(server.url)
+        with pytest.raises(StoreUnavailableError, match="answered another question"):
+            await store.reserve(Call().reserve())
+        with pytest.raises(StoreUnavailableError, match="answered another question"):
+            await store.balances("org", Call(org="org").keys)
+        await store.close()
+
+
+async def test_a_reply_out_of_step_spoils_the_rest_of_its_batch_but_not_what_came_before() -> None:
+    batch = [Call(org="org") for _ in range(4)]
+
+    async def off_by_one(words: list[str]) -> str:
+        at = [call.id for call in batch].index(id_in(words))
+        return array(batch[at if at < 2 else at - 1].id, "settled", "700 70")
+
+    async with FakeServer(off_by_one) as server:
+        store = RedisStore.from_url(server.url)
+        answers = await store.settle_many([call.settle() for call in batch])
+        assert [type(answer).__name__ for answer in answers] == [
+            "Ending",
+            "Ending",
+            "StoreUnavailableError",
+            "StoreUnavailableError",
+        ]
+        await server.closed.wait()
+        await store.close()
+
+
+async def test_a_reply_that_comes_too_late_is_never_read() -> None:
+    gate = asyncio.Event()
+
+    async def late_at_first(words: list[str]) -> str:
+        if not gate.is_set():
+            await gate.wait()
+        return await admit(words)
+
+    async with FakeServer(late_at_first) as server:
+        store = RedisStore.from_url(server.url, command_timeout_s=0.05, connections_max=1)
+        with pytest.raises(StoreUnavailableError, match=r"did not answer within 0\.05 s"):
+            await store.reserve(Call().reserve())
+        gate.set()
+        call = Call()
+        assert (await store.reserve(call.reserve())).id == call.id
+        assert server.opened == 2
+        await store.close()
+
+
+async def test_the_wait_for_a_free_connection_is_bounded_too() -> None:
+    async def never(words: list[str]) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    async with FakeServer(never) as server:
+        store = RedisStore.from_url(server.url, command_timeout_s=0.05, connections_max=2)
+        async with asyncio.timeout(1):  # 100 turns of 0.05 s on each would be 5 s
+            answers = await asyncio.gather(
+                *(store.reserve(Call().reserve()) for _ in range(200)), return_exceptions=True
+            )
+        assert all(isinstance(answer, StoreUnavailableError) for answer in answers)
+        await store.close()
+
+
+async def test_a_cancelled_caller_stops_waiting_and_its_command_is_still_carried_out(
+    any_server: Server,
+    redis_store: RedisStore,
+) -> None:
+    call, leaving = Call(), RedisStore.from_url(any_server.url)
+    waiting = asyncio.create_task(leaving.reserve(call.reserve()))
+    await asyncio.sleep(0)  # it has been handed over, nothing more
+
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await leaving.close()
+
+    assert (await redis_store.balances(call.org, call.keys))[0] == Balance(held=1000)
+    await redis_store.release(call.release())
+    assert await redis_store.balances(call.org, call.keys) == (Balance(), Balance())
+
+
+@pytest.fixture
+async def small_pool(any_server: Server) -> AsyncIterator[RedisStore]:
+    store = RedisStore.from_url(any_server.url, connections_max=4, command_timeout_s=10)
+    yield store
+    await store.close()
+
+
+async def give_up_at_random(store: RedisStore, count: int) -> None:
+    """Cancel `count` reserves at random moments while others wait for theirs."""
+    chance = random.Random(count)
+    first = Call()
+    calls = [first.sibling() for _ in range(count * 2)]
+    commands = [call.reserve(10, limit=10**9) for call in calls]
+    tasks = [asyncio.create_task(store.reserve(command)) for command in commands]
+    await asyncio.sleep(0)  # all are handed over; four are under way at a time
+    given_up = set(chance.sample(range(len(calls)), count))
+    for at in sorted(given_up, key=lambda _: chance.random()):
+        tasks[at].cancel()
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+
+    for at, answer in enumerate(answers):
+        if isinstance(answer, asyncio.CancelledError):
+            assert at in given_up
+            continue
+        assert isinstance(answer, Reserved), answer
+        assert answer.id == calls[at].id
+    for call in calls:
+        assert (await store.release(call.release())).id == call.id
+    assert await store.balances(first.org, first.keys) == (Balance(), Balance())
+    for call in calls[:50]:
+        assert isinstance(await store.reserve(call.reserve()), AlreadyEnded)
+
+
+async def test_a_thousand_callers_that_give_up_leave_no_reply_to_another(
+    small_pool: RedisStore,
+) -> None:
+    await give_up_at_random(small_pool, 1000)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+async def test_fifty_thousand_callers_that_give_up_leave_no_reply_to_another(
+    small_pool: RedisStore,
+) -> None:
+    for _ in range(50):
+        await give_up_at_random(small_pool, 1000)
+
+
+async def test_closing_waits_for_commands_under_way_and_refuses_new_ones(
+    any_server: Server,
+) -> None:
+    store = RedisStore.from_url(any_server.url)
+    call = Call()
+    waiting = asyncio.create_task(store.reserve(call.reserve()))
+    await asyncio.sleep(0)
+
+    await store.close()
+
+    assert isinstance(await waiting, Reserved)
+    with pytest.raises(StoreUnavailableError, match="closed by this process"):
+        await store.reserve(call.reserve())
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis+sentinel://h:26379/mymaster", "Sentinel is not built yet"),
+        ("redis+cluster://h:6379", "Cluster is not built yet"),
+        ("http://h", "redis://, rediss://, unix://"),
+        ("nonsense", "redis://, rediss://, unix://"),
+        ("redis://h/first", "is no database number"),
+        ("redis://h:port", "Port could not be cast"),
+        ("redis://h?protocol=3", "protocol cannot be set"),
+        ("redis://h?db=0&retry_on_timeout=yes", "retry_on_timeout cannot be set"),
+    ],
+)
+def test_a_url_that_cannot_be_used_says_why(url: str, says: str) -> None:
+    with pytest.raises(StoreError, match=says):
+        RedisStore.from_url(url)

@@ -1,0 +1,243 @@
+"""In whatever order commands come: a store answers and stands as the specification does."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from ledger_calls import DAY_MS, Call, Command, Expire, now_ms, tell
+from servers import Server
+
+from extauthz.ledger import (
+    Charge,
+    Hold,
+    HoldsMismatchError,
+    Ledger,
+    Release,
+    Renew,
+    Reserve,
+    Reserved,
+    Settle,
+)
+from extauthz.money import AMOUNT_MAX
+from extauthz.store.base import counter_key
+from extauthz.store.memory import MemoryStore
+from extauthz.store.redis import RedisStore
+
+BUDGETS = ("minute", "day", "month", "in_flight")
+FORGOTTEN_AT_ONCE_MS = -5000
+NAMES = st.sampled_from(["a", "b", "c", "d"])
+AMOUNTS = st.one_of(
+    st.sampled_from([0, 1, 9, 10, AMOUNT_MAX // 2, AMOUNT_MAX - 1, AMOUNT_MAX]),
+    st.integers(0, 100),
+    st.integers(0, AMOUNT_MAX),
+)
+LIMITS = st.one_of(st.sampled_from([0, 100, AMOUNT_MAX - 1, AMOUNT_MAX]), st.integers(0, 300))
+HORIZONS_MS = st.sampled_from([DAY_MS, DAY_MS, DAY_MS, FORGOTTEN_AT_ONCE_MS])
+LEASES_MS = st.sampled_from([-1500, 0, DAY_MS])
+SOME_BUDGETS = st.sampled_from([BUDGETS[:1], BUDGETS[:2], BUDGETS[:3], BUDGETS])
+
+
+class Twins(RuleBasedStateMachine):
+    """The specification and a store under the same commands, on counters of the same org."""
+
+    server: Server
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.org = Call().org
+        self.memory = MemoryStore()
+        self.redis = RedisStore.from_url(self.server.url)
+        self.client = self.server.client()
+        self.keys = [counter_key(self.org, budget, 0) for budget in BUDGETS]
+        self.held_on: dict[str, tuple[str, ...]] = {}
+
+    def teardown(self) -> None:
+        self.runner.run(self.redis.close())
+        self.runner.close()
+        self.client.close()
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.memory._ledgers[self.org]
+
+    def both(self, command: Command) -> Any:
+        """Tell both, expect the same answer or the same refusal."""
+        expected = self.runner.run(self.answer(self.memory, command))
+        answer = self.runner.run(self.answer(self.redis, command))
+        assert answer == expected
+        return answer
+
+    @staticmethod
+    async def answer(store: MemoryStore | RedisStore, command: Command) -> Any:
+        try:
+            return await tell(store, command)
+        except HoldsMismatchError:
+            return HoldsMismatchError
+
+    @rule(
+        name=NAMES,
+        budgets=SOME_BUDGETS,
+        data=st.data(),
+        lease_ms=LEASES_MS,
+        forget_in_ms=st.sampled_from([DAY_MS, 2 * DAY_MS]),
+    )
+    def reserve(
+        self,
+        name: str,
+        budgets: tuple[str, ...],
+        data: st.DataObject,
+        lease_ms: int,
+        forget_in_ms: int,
+    ) -> None:
+        at_ms = now_ms()
+        holds = tuple(
+            Hold(
+                counter_key(self.org, budget, 0),
+                data.draw(AMOUNTS),
+                data.draw(LIMITS),
+                at_ms + forget_in_ms,
+                enforcing=data.draw(st.booleans()),
+                transient=budget == "in_flight",
+            )
+            for budget in budgets
+        )
+        was_known = name in self.ledger.reservations
+        answer = self.both(Reserve(name, self.org, at_ms, at_ms + lease_ms, holds))
+        if isinstance(answer, Reserved) and not was_known:
+            self.held_on[name] = tuple(hold.key for hold in holds)
+            for hold, balance in zip(holds, answer.balances, strict=True):
+                within = balance.spent + balance.held <= hold.limit
+                assert within or not hold.enforcing, "rule 1"
+
+    def keys_of(self, name: str, budgets: tuple[str, ...], *, right: bool) -> tuple[str, ...]:
+        """Mostly the counters of the reservation: naming others is refused, which is soon dull."""
+        chosen = tuple(counter_key(self.org, budget, 0) for budget in budgets)
+        return self.held_on.get(name, chosen) if right else chosen
+
+    @rule(
+        name=NAMES,
+        budgets=SOME_BUDGETS,
+        right=st.sampled_from([True, True, True, False]),
+        data=st.data(),
+        age_ms=st.sampled_from([0, 0, DAY_MS * 2]),
+        horizon_ms=HORIZONS_MS,
+        in_batch=st.booleans(),
+    )
+    def settle(
+        self,
+        name: str,
+        budgets: tuple[str, ...],
+        right: bool,
+        data: st.DataObject,
+        age_ms: int,
+        horizon_ms: int,
+        in_batch: bool,
+    ) -> None:
+        at_ms = now_ms()
+        keys = self.keys_of(name, budgets, right=right)
+        charges = tuple(Charge(key, data.draw(AMOUNTS), at_ms + DAY_MS) for key in keys)
+        command = Settle(name, self.org, at_ms, at_ms - age_ms, horizon_ms, charges)
+        if not in_batch:
+            self.both(command)
+            return
+        batch = [command, command]
+        expected = self.runner.run(self.memory.settle_many(batch))
+        answers = self.runner.run(self.redis.settle_many(batch))
+        assert [self.plain(answer) for answer in answers] == [self.plain(e) for e in expected]
+
+    @staticmethod
+    def plain(answer: Any) -> Any:
+        return type(answer) if isinstance(answer, Exception) else answer
+
+    @rule(
+        name=NAMES,
+        budgets=SOME_BUDGETS,
+        right=st.sampled_from([True, True, True, False]),
+        horizon_ms=HORIZONS_MS,
+    )
+    def release(self, name: str, budgets: tuple[str, ...], right: bool, horizon_ms: int) -> None:
+        keys = self.keys_of(name, budgets, right=right)
+        self.both(Release(name, self.org, now_ms(), horizon_ms, keys))
+
+    @rule(name=NAMES, lease_ms=LEASES_MS, observed=st.lists(AMOUNTS, max_size=4))
+    def renew(self, name: str, lease_ms: int, observed: list[int]) -> None:
+        at_ms = now_ms()
+        self.both(Renew(name, self.org, at_ms, at_ms + lease_ms, tuple(observed)))
+
+    @rule(count=st.integers(1, 3), horizon_ms=HORIZONS_MS)
+    def expire(self, count: int, horizon_ms: int) -> None:
+        self.both(Expire(self.org, now_ms(), horizon_ms, count))
+
+    @precondition(lambda self: self.ledger.counters)
+    @rule(budget=st.sampled_from(BUDGETS))
+    def a_counter_is_lost(self, budget: str) -> None:
+        key = counter_key(self.org, budget, 0)
+        self.client.delete(key)
+        self.ledger.counters.pop(key, None)
+
+    @precondition(lambda self: self.ledger.reservations)
+    @rule(name=NAMES)
+    def a_reservation_is_lost(self, name: str) -> None:
+        self.client.delete(f"xa1:{{{self.org}}}:r:{name}")
+        self.client.zrem(f"xa1:{{{self.org}}}:leases", name)
+        self.ledger.reservations.pop(name, None)
+
+    @invariant()
+    def both_stand_alike(self) -> None:
+        async def standing(store: MemoryStore | RedisStore) -> Any:
+            balances = await store.balances(self.org, self.keys)
+            return balances, await store.open_reservations(self.org)
+
+        expected = self.runner.run(standing(self.memory))
+        assert self.runner.run(standing(self.redis)) == expected
+        assert all(balance.spent >= 0 and balance.held >= 0 for balance in expected[0])
+
+    @invariant()
+    def every_key_but_an_open_reservation_has_an_end(self) -> None:
+        for key in self.keys:
+            assert self.client.pexpiretime(key) != -1, key
+        for name in sorted(self.held_on.keys() | self.ledger.reservations.keys()):
+            key = f"xa1:{{{self.org}}}:r:{name}"
+            is_open = self.client.hget(key, "state") == "held"
+            assert (self.client.pexpiretime(key) == -1) == is_open, key
+
+
+SizedRun = Callable[[int, int], None]
+
+
+@pytest.fixture
+def run_twins(any_server: Server) -> SizedRun:
+    def run(examples: int, steps: int) -> None:
+        machine = type("TwinsOfThisServer", (Twins,), {"server": any_server})
+        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            machine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+    return run
+
+
+def test_a_store_cannot_be_told_from_the_specification(run_twins: SizedRun) -> None:
+    run_twins(60, 30)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_a_store_cannot_be_told_from_the_specification_in_the_long_run(run_twins: SizedRun) -> None:
+    run_twins(2000, 60)

@@ -9,7 +9,7 @@ from fake_store import FakeServer, array
 from ledger_calls import Call
 from servers import Server
 
-from extauthz.ledger import AlreadyEnded, Balance, Reserved
+from extauthz.ledger import Balance, Reserved
 from extauthz.store.base import StoreError, StoreUnavailableError
 from extauthz.store.redis import RedisStore
 
@@ -129,12 +129,11 @@ async def small_pool(any_server: Server) -> AsyncIterator[RedisStore]:
 
 
 async def give_up_at_random(store: RedisStore, count: int) -> None:
-    """Cancel `count` reserves at random moments while others wait for theirs."""
+    """Cancel `count` reserves at random moments while as many others wait for theirs."""
     chance = random.Random(count)
     first = Call()
     calls = [first.sibling() for _ in range(count * 2)]
-    commands = [call.reserve(10, limit=10**9) for call in calls]
-    tasks = [asyncio.create_task(store.reserve(command)) for command in commands]
+    tasks = [asyncio.create_task(store.reserve(call.reserve(10, limit=10**9))) for call in calls]
     await asyncio.sleep(0)  # all are handed over; four are under way at a time
     given_up = set(chance.sample(range(len(calls)), count))
     for at in sorted(given_up, key=lambda _: chance.random()):
@@ -149,26 +148,25 @@ async def give_up_at_random(store: RedisStore, count: int) -> None:
             continue
         assert isinstance(answer, Reserved), answer
         assert answer.id == calls[at].id
-    for call in calls:
-        assert (await store.release(call.release())).id == call.id
+    releases = await asyncio.gather(*(store.release(call.release()) for call in calls))
+    assert [ending.id for ending in releases] == [call.id for call in calls]
     assert await store.balances(first.org, first.keys) == (Balance(), Balance())
-    for call in calls[:50]:
-        assert isinstance(await store.reserve(call.reserve()), AlreadyEnded)
 
 
 async def test_a_thousand_callers_that_give_up_leave_no_reply_to_another(
     small_pool: RedisStore,
 ) -> None:
-    await give_up_at_random(small_pool, 1000)
+    for _ in range(10):
+        await give_up_at_random(small_pool, 100)
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
-async def test_fifty_thousand_callers_that_give_up_leave_no_reply_to_another(
+@pytest.mark.timeout(900)
+async def test_a_hundred_thousand_callers_that_give_up_leave_no_reply_to_another(
     small_pool: RedisStore,
 ) -> None:
-    for _ in range(50):
-        await give_up_at_random(small_pool, 1000)
+    for _ in range(1000):
+        await give_up_at_random(small_pool, 100)
 
 
 async def test_closing_waits_for_commands_under_way_and_refuses_new_ones(

@@ -19,6 +19,7 @@ from envoy_data_plane.envoy.extensions.access_loggers.grpc.v3 import (
 )
 from envoy_data_plane.google.protobuf import Any, Struct
 
+from extauthz.bootstrap.filters import CALL_NAMESPACE, EXT_AUTHZ, REQUEST_ID_KEY
 from extauthz.bootstrap.settings import EnvoySettings
 
 HOP_CLUSTER = "access_log_hop"
@@ -38,7 +39,7 @@ RESPONSE_HEADERS_LOGGED = (
 FILE_FIELDS = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%6fZ)%",
     "type": "%ACCESS_LOG_TYPE%",
-    "stream_id": "%STREAM_ID%",
+    "request_id": f"%DYNAMIC_METADATA({CALL_NAMESPACE}:{REQUEST_ID_KEY})%",
     "route": "%ROUTE_NAME%",
     "method": "%REQ(:METHOD)%",
     "path": "%PATH(NQ:PATH)%",  # without the query, in which some providers take keys
@@ -56,7 +57,7 @@ FILE_FIELDS = {
     "bytes_received": "%BYTES_RECEIVED%",
     "bytes_sent": "%BYTES_SENT%",
     "provider_request_id": "%RESP(X-REQUEST-ID?REQUEST-ID)%",
-    "authz": "%DYNAMIC_METADATA(envoy.filters.http.ext_authz)%",
+    "authz": f"%DYNAMIC_METADATA({EXT_AUTHZ})%",
     "usage": f"%DYNAMIC_METADATA({USAGE_NAMESPACE})%",
 }
 """The names of the file log's fields: read again by reconciliation, so change both together."""

@@ -6,6 +6,11 @@ from envoy_data_plane.envoy.config.bootstrap.v3 import (
     BootstrapStaticResources,
 )
 from envoy_data_plane.envoy.config.core.v3 import Address, Node, Pipe
+from envoy_data_plane.envoy.config.overload.v3 import OverloadManager, ResourceMonitor
+from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.v3 import (
+    DownstreamConnectionsConfig,
+)
+from envoy_data_plane.google.protobuf import Any
 
 from extauthz.bootstrap.clusters import local_clusters
 from extauthz.bootstrap.listeners import OWNER_ONLY, egress_listener, hop_listener
@@ -27,7 +32,9 @@ def bootstrap(settings: EnvoySettings) -> Bootstrap:
         # Whoever can write to this socket can stop the egress.
         admin=Admin(
             address=Address(pipe=Pipe(path=str(settings.admin_socket), mode=OWNER_ONLY)),
+            ignore_global_conn_limit=True,
         ),
+        overload_manager=OverloadManager(resource_monitors=[_connections(settings)]),
         # Statistics are computed when the admin socket is asked, there is nowhere to push them.
         stats_flush_on_admin=True,
         static_resources=BootstrapStaticResources(
@@ -37,5 +44,17 @@ def bootstrap(settings: EnvoySettings) -> Bootstrap:
                 *local_clusters(settings),
             ],
             secrets=[one for one in secrets if one is not None],
+        ),
+    )
+
+
+def _connections(settings: EnvoySettings) -> ResourceMonitor:
+    """A bound on agents' connections: each may hold a whole body in memory."""
+    return ResourceMonitor(
+        name="envoy.resource_monitors.global_downstream_max_connections",
+        typed_config=Any.pack(
+            DownstreamConnectionsConfig(
+                max_active_downstream_connections=settings.max_agent_connections
+            )
         ),
     )

@@ -21,6 +21,11 @@ from envoy_data_plane.envoy.extensions.filters.http.decompressor.v3 import (
     DecompressorResponseDirectionConfig,
 )
 from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import BufferSettings, ExtAuthz
+from envoy_data_plane.envoy.extensions.filters.http.header_to_metadata.v3 import (
+    Config,
+    ConfigKeyValuePair,
+    ConfigRule,
+)
 from envoy_data_plane.envoy.extensions.filters.http.lua.v3 import Lua
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
@@ -32,6 +37,10 @@ from extauthz.bootstrap.settings import EnvoySettings
 EXT_AUTHZ = "envoy.filters.http.ext_authz"
 """The filter's name is also the namespace of the metadata that Check answers with."""
 
+CALL_NAMESPACE = "extauthz.call"
+REQUEST_ID_KEY = "request_id"
+"""Where the access logs find the id that Envoy gave to a call, see `_request_id`."""
+
 CHECK_CLUSTER = "check"
 
 
@@ -41,6 +50,9 @@ def http_filters(settings: EnvoySettings) -> list[HttpFilter]:
     So Lua edits the body that Check allowed, and reads responses that are decompressed already.
     """
     return [
+        HttpFilter(
+            name="envoy.filters.http.header_to_metadata", typed_config=Any.pack(_request_id())
+        ),
         HttpFilter(name=EXT_AUTHZ, typed_config=Any.pack(_ext_authz(settings))),
         HttpFilter(name="envoy.filters.http.lua", typed_config=Any.pack(_lua())),
         _decompressor("gzip", Gzip()),
@@ -52,6 +64,24 @@ def http_filters(settings: EnvoySettings) -> list[HttpFilter]:
             typed_config=Any.pack(Router(suppress_envoy_headers=True)),
         ),
     ]
+
+
+def _request_id() -> Config:
+    """Keep a call's id for the access logs.
+
+    Providers do not get `x-request-id`, and once an upstream filter has removed it, the log has
+    neither a request_id nor a stream_id (measured): both read the header when the entry is made.
+    """
+    return Config(
+        request_rules=[
+            ConfigRule(
+                header="x-request-id",
+                on_header_present=ConfigKeyValuePair(
+                    metadata_namespace=CALL_NAMESPACE, key=REQUEST_ID_KEY
+                ),
+            )
+        ]
+    )
 
 
 def _ext_authz(settings: EnvoySettings) -> ExtAuthz:

@@ -70,6 +70,7 @@ def hop_listener(settings: EnvoySettings) -> Listener:
     return Listener(
         name="access_log_hop",
         address=Address(pipe=Pipe(path=str(settings.hop_socket), mode=OWNER_ONLY)),
+        ignore_global_conn_limit=True,  # a crowd of agents must not cost the access log
         filter_chains=[
             FilterChain(
                 filters=[

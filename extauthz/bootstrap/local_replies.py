@@ -19,6 +19,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 )
 from envoy_data_plane.google.protobuf import Any, Struct
 
+from extauthz.bootstrap.filters import CALL_NAMESPACE, REQUEST_ID_KEY
 from extauthz.bootstrap.headers import overwrite
 from extauthz.bootstrap.settings import EnvoySettings
 from extauthz.providers import ADAPTERS
@@ -30,6 +31,9 @@ WRITTEN_ELSEWHERE = ("ext_authz_denied", "lua_response")
 
 UNROUTED = ("direct_response", "route_not_found")
 """Code details of requests for which there is no provider; the second for paths such as `*`."""
+
+_REQUEST_ID = f"%DYNAMIC_METADATA({CALL_NAMESPACE}:{REQUEST_ID_KEY})%"
+"""What to look for in the access logs; null for what was refused before any filter saw it."""
 
 _DEFAULT_API = "openai"
 """The shape for requests without a route, and for providers whose API has no adapter."""
@@ -48,7 +52,7 @@ class _Reply:
 
     def body(self, adapter: Adapter) -> dict[str, object]:
         """The same body as for a refusal by Check; `%...%` is filled in by Envoy."""
-        refusal = Refusal(self.status, self.reason or Reason.OK, self.message, "%STREAM_ID%")
+        refusal = Refusal(self.status, self.reason or Reason.OK, self.message, _REQUEST_ID)
         body: dict[str, object] = json.loads(adapter.refusal_body(refusal))
         error = body["error"]
         if self.reason is None and isinstance(error, dict):

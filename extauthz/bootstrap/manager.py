@@ -48,7 +48,7 @@ def http_connection_manager(
         route_config=routes,
         http_filters=http_filters(settings),
         common_http_protocol_options=HttpProtocolOptions(
-            max_headers_count=settings.header_count_max,
+            max_headers_count=settings.max_headers,
             # A server behind a gateway may read `x_api_key` as `x-api-key`. Dropped, not refused:
             # Check and the provider both see the request without it, and no SDK breaks.
             headers_with_underscores_action=(
@@ -57,7 +57,7 @@ def http_connection_manager(
         ),
         # The provider's own `server` header, or none.
         server_header_transformation=HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH,
-        max_request_headers_kb=settings.header_kb_max,
+        max_request_headers_kb=settings.max_header_kb,
         stream_idle_timeout=settings.stream_idle_timeout,
         request_headers_timeout=_REQUEST_HEADERS_TIMEOUT,
         access_log=access_logs(settings),

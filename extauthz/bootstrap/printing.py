@@ -14,6 +14,9 @@ NOTES: dict[str, str] = {
     "- name: check": "The budget service: one endpoint for each of its processes.",
     "- name: access_log_sink": "The sink that settles each call in the ledger.",
     "- name: unknown_route": "Whatever is no provider's path goes nowhere.",
+    "- name: envoy.filters.http.header_to_metadata": (
+        "Keeps a call's id for the access logs: upstream the header that holds it is taken away."
+    ),
     "- name: envoy.filters.http.ext_authz": (
         "Fails closed: failure_mode_allow and allow_partial_message are left at false."
     ),

@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -168,11 +168,12 @@ class EnvoySettings:
     max_body_bytes: int = 32 * MIB
     access_log_buffer_bytes: int = 16 * MIB  # per worker, while the sink is away; beyond: dropped
     max_upstream_requests: int = 10_000  # above what Check admits, or Envoy refuses in its place
+    max_agent_connections: int = 10_000
 
     node_id: str = "egress"
     node_cluster: str = "extauthz"
-    header_kb_max: int = 96
-    header_count_max: int = field(default=200)
+    max_header_kb: int = 96
+    max_headers: int = 200
 
     def __post_init__(self) -> None:
         names = [provider.name for provider in self.providers]

@@ -30,7 +30,7 @@ def usd(nanousd: int) -> float:
     return nanousd / NANOUSD_PER_USD
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # a registry wants it hashable
 class BudgetGauges(Collector):
     """The budgets as read from the store at this scrape; None while the store is away."""
 

@@ -30,7 +30,7 @@ WRITTEN_ELSEWHERE = ("ext_authz_denied", "lua_response")
 """Code details of local replies that are complete already: by Check, by this package's Lua."""
 
 UNROUTED = ("direct_response", "route_not_found")
-"""Code details of requests for which there is no provider; the second for paths such as `*`."""
+"""Code details of requests for which there is no provider; the second for CONNECT."""
 
 _REQUEST_ID = f"%DYNAMIC_METADATA({CALL_NAMESPACE}:{REQUEST_ID_KEY})%"
 """What to look for in the access logs; null for what was refused before any filter saw it."""
@@ -102,7 +102,10 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         reason=Reason.UNKNOWN_ROUTE,
         headers={"x-should-retry": "false"},
     )
-    in_its_place = "The egress proxy answered in the provider's place: %LOCAL_REPLY_BODY%"
+    in_its_place = (
+        "The egress proxy answered in the provider's place (%RESPONSE_CODE_DETAILS%): "
+        "%LOCAL_REPLY_BODY%"
+    )
     yield _Reply(
         when="response.code >= 500",
         status=HTTPStatus.SERVICE_UNAVAILABLE,

@@ -10,9 +10,10 @@ import yaml
 from pydantic import ValidationError
 
 from extauthz.config.model import Config
+from extauthz.errors import OperatorError
 
 
-class ConfigError(Exception):
+class ConfigError(OperatorError):
     """The config cannot be used. `errors` are lines such as `agents.bot.budgets[0].limit: …`."""
 
     def __init__(self, source: str, errors: list[str]) -> None:

@@ -108,7 +108,7 @@ class AccessLogServicer:
             else:
                 return
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handler(self) -> "grpc.GenericRpcHandler[Any, Any]":
         """The gRPC service."""
         return grpc.method_handlers_generic_handler(
             SERVICE,

@@ -120,7 +120,7 @@ def _write(level: int, **fields: Any) -> None:
 class JsonFormatter(logging.Formatter):
     """Every record is one JSON line; those of this module already are, but for time and level."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)  # times in UTC
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""

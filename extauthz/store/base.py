@@ -10,6 +10,7 @@ Rules for implementations:
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from extauthz.errors import OperatorError
 from extauthz.ledger import (
     AlreadyEnded,
     Balance,
@@ -23,7 +24,7 @@ from extauthz.ledger import (
 )
 
 
-class StoreError(Exception):
+class StoreError(OperatorError):
     """The store cannot be used; its text names the place and the remedy."""
 
 

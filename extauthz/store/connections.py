@@ -210,5 +210,5 @@ def _check_url(url: str) -> None:
                 f"store.url: {name} cannot be set there, only db, password and ssl_... can"
             )
     database = parts.path.strip("/")
-    if parts.scheme != "unix" and database and not database.isdecimal():
+    if parts.scheme in ("redis", "rediss") and database and not database.isdecimal():
         raise StoreError(f"store.url: {database!r} is no database number")

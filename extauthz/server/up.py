@@ -1,0 +1,211 @@
+"""`extauthz up`: the whole sidecar, that is the store, the service and Envoy.
+
+They are started in the order in which they need each other, and stopped in the order in which no
+access-log entry is lost.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import grpc
+from grpc_health.v1 import health_pb2
+
+from extauthz.bootstrap import arguments, render
+from extauthz.config import Config, ConfigError
+from extauthz.config.values import Address
+from extauthz.server.children import Child, environment_without
+from extauthz.server.data_dir import DataDir
+from extauthz.server.envoy import (
+    EnvoyAdmin,
+    credential_variables,
+    envoy_binary,
+    envoy_settings,
+    missing_credentials,
+    write_secret_files,
+)
+from extauthz.store.base import StoreError
+from extauthz.store.embedded import valkey_command
+from extauthz.store.redis import RedisStore
+
+_STOP_SECONDS = 10.0
+_AFTER_FLUSH_SECONDS = 0.5
+"""More than Envoy's access-log flush interval: what is buffered then is with the sink."""
+
+log = logging.getLogger(__name__)
+
+
+class Sidecar:
+    """The processes of one sidecar."""
+
+    def __init__(self, config: Config, config_path: Path) -> None:
+        self._config, self._config_path = config, config_path
+        self._data_dir = DataDir(config.data_dir)
+        self._settings = envoy_settings(config)
+        self._envoy_admin = EnvoyAdmin(self._data_dir.envoy_admin_socket)
+        self._started: list[Child] = []
+
+    def check_start(self) -> None:
+        """What can be known before anything is started.
+
+        Raises:
+            ConfigError: a credential, a binary or an address is missing or taken.
+        """
+        errors = list(missing_credentials(self._config))
+        for name in ("egress", "metrics", "admin"):
+            address: Address = getattr(self._config.listen, name)
+            problem = _listen_problem(address)
+            if problem:
+                errors.append(f"listen.{name}: {address} {problem}")
+        if errors:
+            raise ConfigError(str(self._config_path), errors)
+        envoy_binary()
+
+    async def start(self) -> None:
+        """Start everything.
+
+        Raises:
+            ChildError: a process did not become ready; what was started is stopped again.
+        """
+        try:
+            for child in (self._store(), self._service(), self._envoy()):
+                if child is not None:
+                    self._started.append(child)
+                    await child.start()
+        except BaseException:
+            await self._stop_children()
+            raise
+
+    async def stop(self) -> None:
+        """Drain: no new calls, the open ones end, their entries arrive, then everything stops."""
+        try:
+            drained = await self._envoy_admin.drain(self._config.timeouts.drain / 1000)
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            drained = False
+        if not drained:
+            log.warning("some calls were still open after the drain; their leases will charge them")
+        await asyncio.sleep(_AFTER_FLUSH_SECONDS)
+        await self._stop_children()
+
+    def reload(self) -> None:
+        """SIGHUP goes on to the service."""
+        for child in self._started:
+            if child.name == "service":
+                child.signal(signal.SIGHUP)
+
+    async def _stop_children(self) -> None:
+        for child in reversed(self._started):  # Envoy, then the service, then the store
+            await child.stop(_STOP_SECONDS)
+        self._started.clear()
+
+    def _store(self) -> Child | None:
+        if self._config.store.url:
+            return None
+        socket_path = self._data_dir.store_socket
+        store = RedisStore.from_url(f"unix://{socket_path}")
+
+        async def answers() -> bool:
+            try:
+                await store.check_ready()
+            except StoreError:
+                return False
+            await store.close()
+            return True
+
+        return Child(
+            "store",
+            valkey_command(self._data_dir.store, socket_path),
+            {"PATH": os.environ.get("PATH", "")},
+            answers,
+            log_file=self._data_dir.root / "store.log",
+        )
+
+    def _service(self) -> Child:
+        async def serving() -> bool:
+            target = f"unix:{self._data_dir.check_socket}"
+            async with grpc.aio.insecure_channel(target) as channel:
+                check = channel.unary_unary(
+                    "/grpc.health.v1.Health/Check",
+                    request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                    response_deserializer=health_pb2.HealthCheckResponse.FromString,
+                )
+                try:
+                    answer = await check(health_pb2.HealthCheckRequest(), timeout=0.5)
+                except grpc.aio.AioRpcError:
+                    return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        return Child(
+            "service",
+            [sys.executable, "-m", "extauthz", "serve", "-c", str(self._config_path)],
+            # The providers' credentials are for Envoy alone.
+            environment_without(credential_variables(self._config)),
+            serving,
+        )
+
+    def _envoy(self) -> Child:
+        write_secret_files(self._config, self._data_dir, self._settings)
+        path = self._data_dir.envoy_config
+        path.write_text(render(self._settings))
+        return Child(
+            "envoy",
+            [str(envoy_binary()), *arguments(self._settings, path)],
+            dict(os.environ),
+            self._envoy_admin.is_ready,
+            log_file=self._data_dir.root / "envoy.log",
+        )
+
+
+async def up(config: Config, config_path: Path, announce: Callable[[Config], None]) -> None:
+    """Run the sidecar until SIGTERM or SIGINT; SIGHUP reloads.
+
+    Raises:
+        ConfigError, DataDirError, ChildError: it cannot start.
+    """
+    data_dir = DataDir(config.data_dir)
+    data_dir.prepare()
+    with data_dir.lock("up"):
+        sidecar = Sidecar(config, config_path)
+        sidecar.check_start()
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        starting = asyncio.create_task(sidecar.start())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # stopped while it was starting
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        try:
+            await starting
+        finally:
+            stopping.cancel()
+        loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
+        announce(config)
+        await stop.wait()
+        await sidecar.stop()
+
+
+def _listen_problem(address: Address) -> str | None:
+    """Why nothing can listen there; None if something can.
+
+    Probed with SO_REUSEADDR: connections of a process that was killed linger for a while, and are
+    no reason to refuse.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+            probe.listen(1)
+        except OSError as error:
+            return f"cannot be listened on ({error.strerror}): choose another address"
+    return None

@@ -1,0 +1,243 @@
+"""A whole sidecar for tests: `extauthz up` with real Valkey and Envoy, before a sandbox provider.
+
+Everything listens on free loopback ports and in a short directory of its own, so that tests run
+side by side; leaving the context stops every process.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import yaml
+from servers import until
+
+from extauthz.identity import hash_key
+from extauthz.sandbox import Sandbox, start_sandbox
+
+CREDENTIALS = {
+    "SANDBOX_OPENAI_CREDENTIAL": "sk-sandbox-openai-credential",
+    "SANDBOX_ANTHROPIC_CREDENTIAL": "sk-sandbox-anthropic-credential",
+}
+START_SECONDS_MAX = 40
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def key_of(agent: str) -> str:
+    """Each test agent's virtual key."""
+    return f"xa_test_key_of_{agent}"
+
+
+def agent(name: str, limit: str = "1.00", **settings: Any) -> dict[str, Any]:
+    """A config block of an agent with one daily budget, unless `budgets` says otherwise."""
+    block: dict[str, Any] = {"budgets": [{"limit": limit, "window": "day"}], **settings}
+    return {name: {"keys": [hash_key(key_of(name))], **block}}
+
+
+def merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, block by block."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        both = isinstance(old, dict) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value
+    return result
+
+
+@dataclass(slots=True)
+class Sidecar:
+    """A running `extauthz up`."""
+
+    dir: Path
+    config: dict[str, Any]
+    sandbox: Sandbox
+    env: dict[str, str]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    @property
+    def egress(self) -> str:
+        return f"http://{self.config['listen']['egress']}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.config['listen']['metrics']}"
+
+    @property
+    def data_dir(self) -> Path:
+        return self.dir / "data"
+
+    @property
+    def config_path(self) -> Path:
+        return self.dir / "extauthz.yaml"
+
+    @property
+    def output(self) -> str:
+        """What `up` and the service have written: JSON lines but for up's own few words."""
+        return (self.dir / "up.log").read_text(errors="replace")
+
+    def log_lines(self, event: str) -> list[dict[str, Any]]:
+        """The structured log lines of one kind, `decision` or `settlement`."""
+        lines = (json.loads(line) for line in self.output.splitlines() if line.startswith("{"))
+        return [line for line in lines if line.get("event") == event]
+
+    def write_config(self) -> None:
+        self.config_path.write_text(yaml.safe_dump(self.config, sort_keys=False))
+
+    def start(self, *, wait: bool = True) -> None:
+        self.write_config()
+        with (self.dir / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "extauthz", "up", "-c", str(self.config_path)],
+                env=self.env,
+                stdout=log,
+                stderr=log,
+            )
+        if wait:
+            self.until_ready()
+
+    def until_ready(self) -> None:
+        def up() -> bool:
+            assert self.process.poll() is None, f"up ended: {self.output[-3000:]}"
+            return "extauthz is up" in self.output
+
+        until(up, START_SECONDS_MAX)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop `up` and wait; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def pid_of(self, name: str) -> int:
+        """The process of a child: `store`, `service` or `envoy`."""
+        sign = {"store": "valkey-server", "service": "\0serve\0", "envoy": "envoy.yaml"}[name]
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            for pid in (task / "children").read_text().split():
+                if sign in Path(f"/proc/{pid}/cmdline").read_text():
+                    return int(pid)
+        raise ProcessLookupError(name)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid_of(name), number)
+
+    def openai(self, agent_name: str, **options: Any) -> openai.OpenAI:
+        """The official SDK, unmodified but for base_url and key; no retries unless asked for."""
+        return openai.OpenAI(
+            base_url=f"{self.egress}/openai/v1",
+            api_key=key_of(agent_name),
+            **{"max_retries": 0, "timeout": 30, **options},
+        )
+
+    def anthropic(self, agent_name: str, **options: Any) -> anthropic.Anthropic:
+        return anthropic.Anthropic(
+            base_url=f"{self.egress}/anthropic",
+            api_key=key_of(agent_name),
+            **{"max_retries": 0, "timeout": 30, **options},
+        )
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's series that have these labels; 0.0 if there is none."""
+        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=5) as response:
+            text = response.read().decode()
+        total = 0.0
+        for found, label_text, value in _SAMPLE.findall(text):
+            if found == name and labels.items() <= dict(_LABEL.findall(label_text)).items():
+                total += float(value)
+        return total
+
+    def balance(self, agent_name: str, window: str = "day") -> tuple[int, int]:
+        """(spent, held) in nano-USD of an agent's budget, as the admin listener tells it."""
+        token = (self.data_dir / "admin_token").read_text().strip()
+        request = urllib.request.Request(
+            f"http://{self.config['listen']['admin']}/v1/budgets",
+            headers={"authorization": f"Bearer {token}"},
+        )
+        with urllib.request.urlopen(request, timeout=5) as response:
+            budgets = json.load(response)["budgets"]
+        for budget in budgets:
+            if (budget["scope"], budget["name"], budget["window"]) == ("agent", agent_name, window):
+                return nanousd(budget["spent"]), nanousd(budget["held"])
+        raise LookupError(agent_name)
+
+    def until_settled(self, seconds: float = 20) -> None:
+        """Wait until no reservation is open."""
+        until(lambda: self.metric("extauthz_reservations_open") == 0, seconds)
+
+
+def nanousd(text: str) -> int:
+    """`0.0000099` as 9900."""
+    whole, _, fraction = text.partition(".")
+    return int(whole) * 10**9 + int(fraction.ljust(9, "0"))
+
+
+def default_config(sandbox_url: str) -> dict[str, Any]:
+    """Both providers behind the sandbox, no agents yet."""
+    return {
+        "data_dir": "./data",
+        "listen": {
+            "egress": f"127.0.0.1:{free_port()}",
+            "metrics": f"127.0.0.1:{free_port()}",
+            "admin": f"127.0.0.1:{free_port()}",
+        },
+        "providers": {
+            "openai": {
+                "api": "openai",
+                "upstream": sandbox_url,
+                "credential": {"env": "SANDBOX_OPENAI_CREDENTIAL"},
+            },
+            "anthropic": {
+                "api": "anthropic",
+                "upstream": sandbox_url,
+                "credential": {"env": "SANDBOX_ANTHROPIC_CREDENTIAL"},
+            },
+        },
+        "timeouts": {"drain": "5s"},
+        "agents": {},
+    }
+
+
+@contextmanager
+def running_sidecar(*, start: bool = True, **changes: Any) -> Iterator[Sidecar]:
+    """A sidecar and its sandbox; `changes` are laid over the default config."""
+    directory = Path(tempfile.mkdtemp(prefix="xa-", dir="/tmp"))
+    try:
+        with start_sandbox(
+            openai_key=CREDENTIALS["SANDBOX_OPENAI_CREDENTIAL"],
+            anthropic_key=CREDENTIALS["SANDBOX_ANTHROPIC_CREDENTIAL"],
+        ) as sandbox:
+            config = merged(default_config(sandbox.base_url), changes)
+            sidecar = Sidecar(directory, config, sandbox, {**os.environ, **CREDENTIALS})
+            if start:
+                sidecar.start()
+            try:
+                yield sidecar
+            finally:
+                if hasattr(sidecar, "process") and sidecar.process.poll() is None:
+                    sidecar.process.send_signal(signal.SIGTERM)
+                    try:
+                        sidecar.process.wait(30)
+                    except subprocess.TimeoutExpired:
+                        sidecar.process.kill()
+                        sidecar.process.wait()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,128 @@
+"""The access log: every ending has an entry, open streams give signs of life, outages lose none."""
+
+import gzip
+import socket
+import threading
+
+import pytest
+
+
+def stream(handler, events, release):
+    """An event stream whose events after the first wait for `release`."""
+    handler.send_response(200)
+    handler.send_header("content-type", "text/event-stream")
+    handler.send_header("transfer-encoding", "chunked")
+    handler.end_headers()
+    for event in events:
+        data = f"data: {event}\n\n".encode()
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        handler.wfile.flush()
+        release.wait(10)
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+def test_an_entry_says_how_a_call_ended_and_by_which_route(rig):
+    rig.call("/openai/ended?key=secret", body=b"{}")
+
+    entry = rig.entry("/ended?key=secret")
+    assert entry.common_properties.route_name == "openai"
+    assert entry.common_properties.upstream_cluster == "provider_openai"
+    assert entry.common_properties.upstream_request_attempt_count == 1
+    assert entry.response.response_code == 200
+    assert entry.response.response_code_details == "via_upstream"
+
+
+def test_the_files_line_holds_the_same_and_no_query(rig):
+    rig.call("/openai/line?key=secret", body=b"{}")
+
+    line = rig.line("/line")
+    assert line["path"] == "/line"  # as the provider got it
+    assert line["route"] == "openai"
+    assert line["cluster"] == "provider_openai"
+    assert (line["code"], line["code_details"], line["flags"]) == (200, "via_upstream", "-")
+    assert line["attempts"] == 1
+    assert line["upstream"] == f"127.0.0.1:{rig.provider.port}"
+    assert line["authz"]["reservation"] == "r-1"
+    assert "secret" not in rig.settings.access_log_file.read_text().split("/line", 1)[1]
+
+
+def test_an_open_stream_gives_signs_of_life_with_what_it_has_used_so_far(rig):
+    from envoy_data_plane.envoy.data.accesslog.v3 import AccessLogType  # noqa: PLC0415
+
+    release = threading.Event()
+    rig.provider.answer = lambda handler: stream(handler, ["one", "two"], release)
+    caller = threading.Thread(target=rig.call, args=("/openai/open",))
+    caller.start()
+    try:
+        entry = rig.entry("/open", AccessLogType.DownstreamPeriodic)
+        line = rig.line("/open", "DownstreamPeriodic")
+    finally:
+        release.set()
+        caller.join()
+
+    assert entry.common_properties.metadata.filter_metadata["envoy.filters.http.ext_authz"]
+    assert line["usage"]["text"] == "data: one\n\n"
+    ended = rig.metadata("/open")
+    assert ended["extauthz.usage"]["text"] == "data: one\n\ndata: two\n\n"
+    assert ended["extauthz.usage"]["complete"] is True
+
+
+def test_a_client_that_leaves_a_stream_leaves_an_entry_with_what_was_used(rig):
+    release = threading.Event()
+    rig.provider.answer = lambda handler: stream(handler, ["one", "two"], release)
+    try:
+        with socket.create_connection(("127.0.0.1", rig.port), timeout=5) as client:
+            client.sendall(b"GET /openai/cut HTTP/1.1\r\nhost: a\r\n\r\n")
+            seen = b""
+            while b"one" not in seen:
+                seen += client.recv(4096)
+        entry = rig.entry("/cut")
+    finally:
+        release.set()
+
+    assert entry.response.response_code_details == "downstream_remote_disconnect"
+    usage = rig.metadata("/cut")["extauthz.usage"]
+    assert usage["text"] == "data: one\n\n"
+    assert "complete" not in usage
+
+
+@pytest.mark.parametrize("cache_control", ["no-store", "no-transform"])
+def test_a_compressed_answer_is_plain_for_lua_and_for_the_agent(rig, cache_control):
+    body = b'{"usage": {"total_tokens": 3}}'
+    rig.provider.answer = lambda handler: rig.provider.json(
+        handler, gzip.compress(body), content_encoding="gzip", cache_control=cache_control
+    )
+
+    reply = rig.call(f"/openai/gzip-{cache_control}")
+
+    assert reply.body == body
+    assert "content-encoding" not in reply.headers
+    usage = rig.metadata(f"/gzip-{cache_control}")["extauthz.usage"]
+    assert usage["text"] == body.decode()
+    assert usage["encoding_seen"] == "none"
+
+
+def test_a_compressed_request_is_passed_on_as_it_is(rig):
+    body = gzip.compress(b"{}")
+
+    rig.call(body=body, headers=[("content-encoding", "gzip")])
+
+    (received,) = rig.provider.received
+    assert received.body == body
+    assert received.values("content-encoding") == ["gzip"]
+
+
+def test_entries_wait_for_a_sink_that_is_away(rig):
+    rig.call("/openai/before-outage")
+    rig.entry("/before-outage")
+    rig.sink.stop()
+    paths = [f"/openai/outage-{i}" for i in range(20)]
+    for path in paths:
+        rig.call(path)
+    for path in paths:  # so that each is logged before the sink is back
+        rig.line(path.removeprefix("/openai"))
+
+    rig.sink.start()
+
+    for path in paths:
+        rig.entry(path.removeprefix("/openai"))

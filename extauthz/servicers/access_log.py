@@ -16,7 +16,7 @@ from extauthz.pb import access_log_pb2
 from extauthz.service.call_record import CallRecord, RecordError
 from extauthz.service.completed_call import CompletedCall
 from extauthz.service.settle import Settler
-from extauthz.servicers.translate import completed_call, record_text
+from extauthz.servicers.translate import completed_call, record_text, request_id
 from extauthz.store.base import StoreError
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
@@ -85,7 +85,7 @@ class AccessLogServicer:
     def _known(self, entry: access_log_pb2.HTTPAccessLogEntry) -> CallRecord | None:
         if entry.common_properties.access_log_type == access_log_pb2.DOWNSTREAM_PERIODIC:
             return None
-        return self._open_calls.pop(entry.request.request_id, None)
+        return self._open_calls.pop(request_id(entry), None)
 
     def _read(self, entry: access_log_pb2.HTTPAccessLogEntry, text: str) -> CompletedCall | None:
         try:

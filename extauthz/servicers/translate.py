@@ -19,6 +19,7 @@ from extauthz.service.lines import tightest
 
 CHECK_NAMESPACE = "envoy.filters.http.ext_authz"
 USAGE_NAMESPACE = "extauthz.usage"
+CALL_NAMESPACE = "extauthz.call"
 
 _OK, _PERMISSION_DENIED = 0, 7  # google.rpc.Code
 _DEFAULT_API = "openai"
@@ -158,6 +159,12 @@ def record_text(entry: access_log_pb2.HTTPAccessLogEntry) -> str | None:
     if metadata is None or "call" not in metadata.fields:
         return None
     return metadata.fields["call"].string_value
+
+
+def request_id(entry: access_log_pb2.HTTPAccessLogEntry) -> str:
+    """The id that Envoy minted for the call; in metadata, as no provider may see its header."""
+    kept = entry.common_properties.metadata.filter_metadata.get(CALL_NAMESPACE)
+    return kept.fields["request_id"].string_value if kept is not None else ""
 
 
 def _captured(usage: Struct | None) -> CapturedResponse:

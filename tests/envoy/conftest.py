@@ -450,6 +450,20 @@ def settings(folder: Path) -> EnvoySettings:
 
 
 @pytest.fixture(scope="session")
+def start_provider() -> Iterator[Callable[..., Provider]]:
+    """Starts providers beside the one that each Envoy has."""
+    started: list[Provider] = []
+
+    def start(tls: ssl.SSLContext | None = None) -> Provider:
+        started.append(Provider(tls))
+        return started[-1]
+
+    yield start
+    for provider in started:
+        provider.stop()
+
+
+@pytest.fixture(scope="session")
 def start_rig(settings: EnvoySettings, stub_lua: str) -> Iterator[Callable[..., Rig]]:
     """Starts Envoys; each has a folder, neighbours and settings of its own."""
     started: list[Rig] = []

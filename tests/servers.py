@@ -5,6 +5,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +19,14 @@ START_SECONDS_MAX = 20
 def debian_redis() -> str | None:
     """The `redis-server` of this machine, if it has one."""
     return shutil.which("redis-server")
+
+
+def until(is_true: Callable[[], bool], seconds: float = 20) -> None:
+    """Poll for a condition."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
 
 
 class Server:

@@ -39,8 +39,9 @@ def unavailable(place: str, error: Exception) -> StoreUnavailableError:
     text = str(error)
     # redis-py strips the first word of the errors that it has a class for.
     remedy = _BY_FIRST_WORD.get(text.split(" ", 1)[0])
+    # While it connects, it wraps what the server said into an error of its own.
     for kind, known in _BY_CLASS.items():
-        if isinstance(error, kind):
+        if isinstance(error, kind) or isinstance(error.__cause__, kind):
             remedy = known
     if remedy is None:
         return StoreUnavailableError(f"the store at {place} cannot be used: {text}")

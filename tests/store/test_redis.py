@@ -1,0 +1,154 @@
+"""What the scripts leave behind in a real server, and that they touch only what they declare."""
+
+from collections.abc import Sequence
+
+import pytest
+from ledger_calls import DAY_MS, STARTS, TABLE, Call, event, is_as_expected, now_ms, tell
+from servers import Server, until
+
+from extauthz.ledger import (
+    COUNTER_MAX,
+    CounterRangeError,
+    Ending,
+    Outcome,
+    Reserved,
+)
+from extauthz.store import script
+from extauthz.store.connections import Answer, Connections
+from extauthz.store.redis import RedisStore
+
+
+async def test_a_counter_lives_as_long_as_the_longest_that_was_asked_for(
+    redis_store: RedisStore, any_server: Server
+) -> None:
+    call, at_ms = Call(), now_ms()
+    client = any_server.client()
+
+    await redis_store.reserve(call.reserve(at_ms=at_ms, forget_in_ms=3 * DAY_MS))
+    await redis_store.reserve(call.sibling().reserve(at_ms=at_ms, forget_in_ms=2 * DAY_MS))
+    assert {client.pexpiretime(key) for key in call.keys} == {at_ms + 3 * DAY_MS}
+    await redis_store.reserve(call.sibling().reserve(at_ms=at_ms, forget_in_ms=4 * DAY_MS))
+    assert {client.pexpiretime(key) for key in call.keys} == {at_ms + 4 * DAY_MS}
+    client.close()
+
+
+@pytest.mark.parametrize("end", ["settle", "release", "expire"])
+async def test_an_ended_reservation_shrinks_and_is_forgotten_at_the_horizon(
+    redis_store: RedisStore, any_server: Server, end: str
+) -> None:
+    call, at_ms = Call(), now_ms()
+    client = any_server.client()
+    key = f"xa1:{{{call.org}}}:r:{call.id}"
+    await redis_store.reserve(call.reserve(lease_ms=-1500))
+    before = client.hlen(key)
+    assert client.pexpiretime(key) == -1
+
+    command = {"settle": call.settle, "release": call.release, "expire": call.expire}[end]
+    await tell(redis_store, command(at_ms=at_ms, horizon_ms=DAY_MS))
+
+    assert client.hlen(key) < before
+    assert client.pexpiretime(key) == at_ms + DAY_MS
+    assert client.zcard(f"xa1:{{{call.org}}}:leases") == 0
+    client.close()
+
+
+@pytest.mark.parametrize("name", ["reserve", "settle", "release", "renew", "expire"])
+async def test_scripts_that_the_server_has_forgotten_are_sent_again(
+    redis_store: RedisStore, any_server: Server, name: str
+) -> None:
+    call = Call()
+    await redis_store.reserve(call.reserve())
+    client = any_server.client()
+    client.script_flush()
+
+    if name == "reserve":
+        assert isinstance(await redis_store.reserve(call.sibling().reserve()), Reserved)
+    else:
+        assert await tell(redis_store, event(call, name))
+    client.script_flush()
+    batch = [call.sibling().settle() for _ in range(3)]
+    endings = await redis_store.settle_many(batch)
+    assert [e.outcome for e in endings if isinstance(e, Ending)] == [Outcome.RECOVERED] * 3
+    client.close()
+
+
+@pytest.mark.parametrize("field", ["spent", "held"])
+@pytest.mark.parametrize("name", ["reserve", "settle", "release", "expire"])
+async def test_a_counter_out_of_range_stops_a_command_before_it_changes_anything(
+    redis_store: RedisStore, any_server: Server, field: str, name: str
+) -> None:
+    call = Call()
+    await redis_store.reserve(call.reserve())
+    client = any_server.client()
+    client.hset(call.keys[1], field, COUNTER_MAX)
+    client.close()
+    before = await redis_store.balances(call.org, call.keys)
+    shadow = call.sibling().reserve(enforcing=(True, False))
+
+    with pytest.raises(CounterRangeError, match=r"2\*\*62"):
+        await tell(redis_store, shadow if name == "reserve" else event(call, name))
+
+    assert await redis_store.balances(call.org, call.keys) == before
+    assert await redis_store.open_reservations(call.org) == 1
+
+
+async def test_a_lease_without_its_reservation_does_not_stay_due_for_ever(
+    redis_store: RedisStore, any_server: Server
+) -> None:
+    call, other = (first := Call()), first.sibling()
+    await redis_store.reserve(call.reserve(lease_ms=-2000))
+    await redis_store.reserve(other.reserve())
+    client = any_server.client()
+    client.delete(f"xa1:{{{call.org}}}:r:{call.id}")
+    client.close()
+
+    assert await redis_store.expire(call.org, now_ms(), DAY_MS, 1) == []
+
+    (ending,) = await redis_store.expire(call.org, now_ms(), DAY_MS, 1)
+    assert ending.id == other.id
+
+
+class DeclaredKeysOnly(Connections):
+    """Runs every script as a user who may touch the keys that it declares, and no other."""
+
+    def __init__(self, server: Server) -> None:
+        self._admin = server.client()
+        self._grant("allkeys")
+        url = server.url.replace("unix://", "unix://narrow@") + "?password=p"
+        super().__init__(url, command_timeout_s=5, size=1)
+
+    def _grant(self, *keys: str) -> None:
+        self._admin.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">p", "+@all", *keys)
+
+    async def run(self, calls: Sequence[script.Call]) -> list[Answer]:
+        self._grant(*(f"~{key}" for call in calls for key in call.keys))
+        answers = await super().run(calls)
+        self._grant("allkeys")
+        return answers
+
+
+async def test_no_script_touches_a_key_that_it_does_not_declare(own_valkey: Server) -> None:
+    connections = DeclaredKeysOnly(own_valkey)
+    store = RedisStore(connections)
+    for row in TABLE:
+        call = Call()
+        await store.reserve(call.sibling().reserve(lease_ms=DAY_MS))
+        for name in (*STARTS[row.start], row.event):
+            await tell(store, event(call, name))
+    await store.close()
+
+
+async def test_one_command_touches_one_slot_of_a_cluster() -> None:
+    with Server(None, "--cluster-enabled", "yes") as server:
+        client = server.client()
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")))
+        client.close()
+        store = RedisStore.from_url(server.url)
+        for row in TABLE:
+            call = Call()
+            await store.reserve(call.sibling().reserve(lease_ms=DAY_MS))
+            for name in STARTS[row.start]:
+                await tell(store, event(call, name))
+            assert is_as_expected(row, await tell(store, event(call, row.event)))
+        await store.close()

@@ -197,7 +197,7 @@ def _top_tier(value: Decimal | types.TieredPrices, input_tokens: int) -> Decimal
     if isinstance(value, Decimal):
         return value
     reached = [tier.price for tier in value.tiers if input_tokens > tier.start]
-    return max(value.base, *reached)
+    return max([value.base, *reached])
 
 
 def _reachable(key: str, facts: RequestFacts) -> bool:

@@ -12,7 +12,15 @@ from typing import Protocol
 
 from extauthz.identity import CredentialError, hash_key, read_credential
 from extauthz.ids import uuid7
-from extauthz.ledger import Balance, ClockSkewError, Refused, Release, Reserve, Reserved
+from extauthz.ledger import (
+    Balance,
+    ClockSkewError,
+    CounterRangeError,
+    Refused,
+    Release,
+    Reserve,
+    Reserved,
+)
 from extauthz.money import AMOUNT_MAX
 from extauthz.policies import Agent, Line, Upstream
 from extauthz.pricing import Estimate, PricedModel
@@ -263,7 +271,7 @@ class Authorizer:
             # told (rule 8), so it is told next to give it back.
             self.abandoner.abandon(abandon)
             raise
-        except (StoreError, ClockSkewError) as error:
+        except (StoreError, ClockSkewError, CounterRangeError) as error:
             self.abandoner.abandon(abandon)
             raise Denied(
                 Reason.STORE_UNAVAILABLE,

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from extauthz.ledger import ClockSkewError, Ending, HoldsMismatchError, Release
+from extauthz.ledger import Ending, Release
 from extauthz.service.call_record import CallRecord
 from extauthz.service.rules import Clock, Rules
+from extauthz.service.settle import INAPPLICABLE, RETRYABLE
 from extauthz.service.waiting import HeldRoom
-from extauthz.store.base import LedgerStore, StoreError
+from extauthz.store.base import LedgerStore
 
 _EXPIRED_AT_ONCE = 200
 _RETRY_SECONDS = 0.25
@@ -60,10 +61,10 @@ class AbandonQueue:
         command = Release(old.id, old.org, self.clock(), old.settle_horizon_ms, old.keys)
         try:
             await self.store.release(command)
-        except (StoreError, ClockSkewError):
+        except RETRYABLE:
             return False
-        except HoldsMismatchError:
-            log.exception("a reservation to abandon names other counters, left to its lease")
+        except INAPPLICABLE:
+            log.exception("a reservation cannot be abandoned and is left to its lease")
         self._waiting.popleft()
         self.room.notify(command.keys)
         return True
@@ -86,7 +87,7 @@ class ExpiryLoop:
         while True:
             try:
                 await self.look()
-            except (StoreError, ClockSkewError) as error:
+            except RETRYABLE as error:
                 log.warning("leases cannot be expired now: %s", error)
             await asyncio.sleep(self.every_seconds)
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from extauthz.ledger import (
     Charge,
     ClockSkewError,
+    CounterRangeError,
     Ending,
     HoldsMismatchError,
     Outcome,
@@ -27,6 +28,12 @@ from extauthz.store.base import LedgerStore, StoreError
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
 log = logging.getLogger(__name__)
+
+RETRYABLE = (StoreError, ClockSkewError)
+"""The store did not take the command: the same one again may be taken."""
+
+INAPPLICABLE = (HoldsMismatchError, CounterRangeError)
+"""The ledger cannot apply the command, now or later; nothing has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,8 @@ class Settler:
                 continue
             try:
                 await (self._renew(call) if wanted is Wanted.RENEW else self._release(call))
-            except (StoreError, ClockSkewError):
+            except RETRYABLE as error:
+                log.warning("an ending was not taken: %s", error)
                 left.append(call)
         if charges:
             left += await self._charge(charges)
@@ -92,11 +100,12 @@ class Settler:
         for (settlement, _), answer in zip(charges, answers, strict=True):
             if isinstance(answer, Ending):
                 self._tell(settlement, answer.outcome, answer.charged)
-            elif isinstance(answer, HoldsMismatchError):
-                self._tell(settlement, Outcome.DEAD_LETTER, ())
-            else:
+            elif isinstance(answer, RETRYABLE):
                 log.warning("a settlement was not taken: %s", answer)
                 left.append(settlement.call)
+            else:
+                log.error("a settlement cannot be applied: %s", answer)
+                self._tell(settlement, Outcome.DEAD_LETTER, ())
         return left
 
     async def abandon(self, record: CallRecord) -> None:
@@ -113,21 +122,24 @@ class Settler:
             for part in call.record.parts
         )
         at_ms = self.clock()
-        await self.store.renew(
-            Renew(
-                call.record.reservation_id,
-                call.record.org,
-                at_ms,
-                at_ms + policies.lease_ms,
-                observed,
-            )
+        command = Renew(
+            call.record.reservation_id,
+            call.record.org,
+            at_ms,
+            at_ms + policies.lease_ms,
+            observed,
         )
+        try:
+            await self.store.renew(command)
+        except INAPPLICABLE:
+            log.exception("a lease cannot be renewed, so it will run out and be charged")
 
     async def _release(self, call: CompletedCall) -> None:
         settlement = Settlement(call, Wanted.RELEASE, UNKNOWN_USAGE, 0, call.record.model)
         try:
             answer = await self.store.release(self._release_command(call.record))
-        except HoldsMismatchError:
+        except INAPPLICABLE:
+            log.exception("a release cannot be applied")
             self._tell(settlement, Outcome.DEAD_LETTER, ())
         else:
             self._tell(settlement, answer.outcome, answer.charged)

@@ -11,13 +11,11 @@ from typing import Any, Protocol
 
 import grpc
 
-from extauthz.ledger import ClockSkewError, HoldsMismatchError
 from extauthz.pb import access_log_pb2
 from extauthz.service.call_record import CallRecord, RecordError
 from extauthz.service.completed_call import CompletedCall
-from extauthz.service.settle import Settler
+from extauthz.service.settle import INAPPLICABLE, RETRYABLE, Settler
 from extauthz.servicers.translate import completed_call, record_text, request_id
-from extauthz.store.base import StoreError
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
 _RETRY_SECONDS = 0.2
@@ -100,10 +98,10 @@ class AccessLogServicer:
         while True:
             try:
                 await self._settler.abandon(record)
-            except (StoreError, ClockSkewError):
+            except RETRYABLE:
                 await asyncio.sleep(_RETRY_SECONDS)
-            except HoldsMismatchError:
-                log.exception("a reservation to abandon names other counters")
+            except INAPPLICABLE:
+                log.exception("a reservation cannot be abandoned and is left to its lease")
                 return
             else:
                 return

@@ -1,10 +1,12 @@
 """The Envoy bootstrap, rendered: what Envoy must do so that no call passes without a budget.
 
-`render` is the whole API, with the settings it takes. Envoy's message classes take most of a
-second to import; they are imported by the first `render`, not by importing this package.
+`render` is the API, with the settings it takes and the files that they name. Envoy's message
+classes take most of a second to import: the first `render` does it, importing this package not.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from extauthz.bootstrap.settings import (
@@ -29,18 +31,35 @@ __all__ = [
     "Upstream",
     "arguments",
     "render",
+    "secret_file",
 ]
 
 
 def render(settings: EnvoySettings) -> str:
     """The bootstrap as YAML for people and for Envoy: the same settings give the same text."""
-    with warnings.catch_warnings():
-        # The generated classes use a spelling that pydantic has deprecated; with `-W error` the
-        # egress must still start.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with _tolerance():
         from extauthz.bootstrap.document import document  # noqa: PLC0415 - 0.7 s, see above
 
     return document(settings)
+
+
+def secret_file(provider: ProviderSettings, key_file: Path) -> str:
+    """What to write at `FileSource.path`, so that Envoy takes the key from `key_file`.
+
+    The key file holds the bare key; when it is replaced by a rename, Envoy reads it again.
+    """
+    with _tolerance():
+        from extauthz.bootstrap import upstreams  # noqa: PLC0415 - 0.7 s, see above
+
+    return upstreams.secret_file(provider, key_file)
+
+
+@contextmanager
+def _tolerance() -> Iterator[None]:
+    """Envoy's generated classes use what pydantic has deprecated; `-W error` must still work."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def arguments(settings: EnvoySettings, config_file: Path) -> list[str]:

@@ -1,5 +1,8 @@
 """From Envoy's message to YAML that a person reads: snake_case, block style, notes at the parts."""
 
+import sys
+from typing import Any
+
 import betterproto2
 import yaml
 
@@ -58,16 +61,19 @@ _Dumper.add_representer(str, _text)
 
 def as_yaml(message: betterproto2.Message) -> str:
     """The message as YAML; the order is that of Envoy's own declarations, so it never varies."""
-    tree = message.to_dict(casing=betterproto2.Casing.SNAKE)
-    text = yaml.dump(
+    return _HEADER + _with_notes(dump(message.to_dict(casing=betterproto2.Casing.SNAKE)))
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """YAML in block style, of which no line is folded."""
+    return yaml.dump(
         tree,
         Dumper=_Dumper,
         sort_keys=False,
         default_flow_style=False,
-        width=1000,
+        width=sys.maxsize,
         allow_unicode=True,
     )
-    return _HEADER + _with_notes(text)
 
 
 def _with_notes(text: str) -> str:

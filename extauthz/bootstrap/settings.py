@@ -26,7 +26,7 @@ class SettingsError(ValueError):
 class EnvironmentSource:
     """The credential is the value of a variable in *Envoy's* environment; Python never reads it.
 
-    It is read once, when Envoy starts; an unset variable stops Envoy from starting.
+    It is read once, when Envoy starts; without it Envoy does not start.
     """
 
     variable: str
@@ -38,10 +38,11 @@ class EnvironmentSource:
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """The credential stands in a file in Envoy's SDS format, replaced by a rename into its folder.
+    """The credential comes by a file in Envoy's SDS format, as `secret_file` writes it.
 
-    The file holds one secret, named `ProviderSettings.secret_name`. Envoy reads it again whenever
-    anything is moved into its folder (docs: "Secret discovery service (SDS)", file rotation).
+    The file must be there when Envoy starts; it holds one secret, `ProviderSettings.secret_name`.
+    Envoy reads it again whenever anything is moved into its folder (docs: "Secret discovery
+    service (SDS)").
     """
 
     path: Path

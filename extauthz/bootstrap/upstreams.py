@@ -1,7 +1,9 @@
 """A provider as Envoy calls it: its address, its TLS, its credential."""
 
 from datetime import timedelta
+from pathlib import Path
 
+from betterproto2 import Casing
 from envoy_data_plane.envoy.config.cluster.v3 import (
     Cluster,
     ClusterCustomClusterType,
@@ -56,6 +58,7 @@ from envoy_data_plane.google.protobuf import Any
 
 from extauthz.bootstrap.clusters import HTTP_OPTIONS, assignment, circuit_breakers
 from extauthz.bootstrap.headers import to_providers
+from extauthz.bootstrap.printing import dump
 from extauthz.bootstrap.settings import (
     Credential,
     EnvironmentSource,
@@ -118,6 +121,17 @@ def secret(provider: ProviderSettings) -> Secret | None:
             )
         case _:
             return None
+
+
+def secret_file(provider: ProviderSettings, key_file: Path) -> str:
+    """The SDS file of a `FileSource`: it says where the key stands, the key is not in it."""
+    source = DataSource(
+        filename=str(key_file), watched_directory=WatchedDirectory(path=str(key_file.parent))
+    )
+    resource = Any.pack(
+        Secret(name=provider.secret_name, generic_secret=GenericSecret(secret=source))
+    )
+    return dump({"resources": [resource.to_dict(casing=Casing.SNAKE)]})
 
 
 def _http(provider: ProviderSettings, upstream: Upstream) -> HttpProtocolOptions:

@@ -31,6 +31,7 @@ from extauthz.bootstrap import (
     ProviderSettings,
     arguments,
     render,
+    secret_file,
 )
 
 with warnings.catch_warnings():  # the generated classes use a deprecated spelling of pydantic's
@@ -70,13 +71,6 @@ function envoy_on_response(handle)
   end
   set("complete", true)
 end
-"""
-
-SECRET_FILE = """\
-resources:
-  - "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret
-    name: {name}
-    generic_secret: {{secret: {{inline_string: {value}}}}}
 """
 
 GRPC_OPTIONS = [("grpc.max_receive_message_length", 64 * 2**20), ("grpc.so_reuseport", 0)]
@@ -521,16 +515,18 @@ def closed_port() -> Iterator[int]:
 def shared_rig(start_rig: Callable[..., Rig], closed_port: int) -> Rig:
     def providers(provider: Provider, folder: Path) -> tuple[ProviderSettings, ...]:
         url = f"http://127.0.0.1:{provider.port}"
-        secret = folder / "secrets" / "anthropic.yaml"
-        secret.parent.mkdir()
-        secret.write_text(SECRET_FILE.format(name="anthropic-credential", value="sk-ant-1"))
+        keys, secret = folder / "keys", folder / "anthropic.yaml"
+        keys.mkdir()
+        (keys / "anthropic").write_text("sk-ant-1\n")
+        anthropic = ProviderSettings(
+            "anthropic", "anthropic", url, Credential(FileSource(secret), "x-api-key", "")
+        )
+        secret.write_text(secret_file(anthropic, keys / "anthropic"))
         return (
             ProviderSettings(
                 "openai", "openai", url, Credential(EnvironmentSource("OPENAI_KEY_OF_THE_TEST"))
             ),
-            ProviderSettings(
-                "anthropic", "anthropic", url, Credential(FileSource(secret), "x-api-key", "")
-            ),
+            anthropic,
             ProviderSettings("plain", "openai", f"{url}/base/path/"),
             ProviderSettings("named", "openai", f"http://localhost:{provider.port}"),
             ProviderSettings("gone", "openai", f"http://127.0.0.1:{closed_port}"),

@@ -156,26 +156,29 @@ def test_http2_is_spoken_where_the_provider_offers_it(tls_rig, http2_provider):
     assert http2_provider[1] == ["/v1/over-http2"]
 
 
-def test_a_credential_file_that_is_replaced_is_used_without_a_restart(rig):
-    (credential,) = [p.credential for p in rig.settings.providers if p.name == "anthropic"]
-    path = credential.source.path
-    old = path.read_text()
-    new = path.with_name("new.yaml")
-    new.write_text(old.replace("sk-ant-1", "sk-ant-2"))
-    backup = path.with_name("old.yaml")
-    backup.write_text(old)
+def test_a_key_file_that_is_replaced_is_used_without_a_restart(rig):
+    path = rig.folder / "keys" / "anthropic"
 
-    def key():
-        rig.provider.received.clear()
-        rig.call("/anthropic/v1")
-        return rig.provider.received[0].values("x-api-key")
+    def replace_by(key):
+        (path.parent / "new").write_text(f"{key}\n")
+        (path.parent / "new").rename(path)
 
-    try:
-        new.rename(path)
-        rig.wait_for(lambda: key() == ["sk-ant-2"], "the new key to be used")
-    finally:
-        backup.rename(path)
-    rig.wait_for(lambda: key() == ["sk-ant-1"], "the old key to be used again")
+        def used():
+            rig.provider.received.clear()
+            rig.call("/anthropic/v1")
+            return rig.provider.received[0].values("x-api-key") == [key]
+
+        rig.wait_for(used, f"{key} to be used")
+
+    replace_by("sk-ant-2")
+    replace_by("sk-ant-1")
+
+
+def test_the_file_that_names_a_key_file_does_not_hold_the_key(rig):
+    text = (rig.folder / "anthropic.yaml").read_text()
+
+    assert str(rig.folder / "keys" / "anthropic") in text
+    assert "sk-ant" not in text
 
 
 def test_without_a_secret_in_the_file_nothing_leaves(start_rig):

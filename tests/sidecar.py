@@ -73,6 +73,8 @@ class Sidecar:
     sandbox: Sandbox
     env: dict[str, str]
     process: subprocess.Popen[bytes] = field(init=False)
+    _started_at: int = 0
+    """where in the output this start begins"""
 
     @property
     def egress(self) -> str:
@@ -106,6 +108,7 @@ class Sidecar:
     def start(self, *, wait: bool = True) -> None:
         self.write_config()
         with (self.dir / "up.log").open("ab") as log:
+            self._started_at = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "extauthz", "up", "-c", str(self.config_path)],
                 env=self.env,
@@ -118,7 +121,7 @@ class Sidecar:
     def until_ready(self) -> None:
         def up() -> bool:
             assert self.process.poll() is None, f"up ended: {self.output[-3000:]}"
-            return "extauthz is up" in self.output
+            return "extauthz is up" in self.output[self._started_at :]
 
         until(up, START_SECONDS_MAX)
 

@@ -37,6 +37,8 @@ class Child:
     ready_seconds: float = 15.0
     log_file: Path | None = None
     """where its output goes; None: to the parent's standard error"""
+    held_open: Sequence[int] = ()
+    """descriptors that it inherits: the lock that says somebody is still alive"""
     _process: asyncio.subprocess.Process | None = None
     _stopping: bool = False
     _watcher: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -73,6 +75,10 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
+    @property
+    def _messages(self) -> str:
+        return str(self.log_file or "its messages above")
+
     async def _spawn(self) -> None:
         output = self.log_file.open("ab") if self.log_file else None
         try:
@@ -86,6 +92,7 @@ class Child:
                 # the right order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
+                pass_fds=tuple(self.held_open),
             )
         finally:
             if output is not None:
@@ -98,13 +105,13 @@ class Child:
             if self._process.returncode is not None:
                 raise ChildError(
                     f"{self.name} ended at its start with status {self._process.returncode}: "
-                    f"see {self.log_file or 'its messages above'}"
+                    f"see {self._messages}"
                 )
             if time.monotonic() > deadline:
                 await self.stop(1)
                 raise ChildError(
                     f"{self.name} was not ready within {self.ready_seconds:.0f} s: "
-                    f"see {self.log_file or 'its messages above'}"
+                    f"see {self._messages}"
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -116,7 +123,13 @@ class Child:
             status = await self._process.wait()
             if time.monotonic() - started > _SETTLED_SECONDS:
                 backoff = _BACKOFF_SECONDS[0]
-            log.error("%s ended with status %s and is started again", self.name, status)
+            log.error(
+                "%s ended with status %s and is started again in %.1f s: see %s",
+                self.name,
+                status,
+                backoff,
+                self._messages,
+            )
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, longest)
             with contextlib.suppress(OSError):

@@ -7,13 +7,19 @@ Python's gRPC server would let both listen on one socket without a word: so it i
 import fcntl
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from extauthz.errors import OperatorError
 
+OWNER_ONLY = 0o077
+"""The umask of all that runs here: whatever is made in `data_dir` is its owner's alone."""
+
 _SOCKET_PATH_BYTES_MAX = 107
+_ORPHANS_SECONDS = 20.0
+"""How long the children of an `up` that was killed may take to end: they settle what they have."""
 
 
 class DataDirError(OperatorError):
@@ -94,29 +100,34 @@ class DataDir:
             for folder in ("run", "store", "envoy", "envoy/secrets"):
                 (self.root / folder).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise DataDirError(
-                f"data_dir: {self.root} cannot be used ({error.strerror}): "
-                "set it to a directory that this user may write"
-            ) from error
+            raise self._unusable(error) from error
 
     def lock(self, name: str) -> IO[str]:
-        """Be the only `name` on this directory, as long as the returned file is open.
+        """Be the only `name` on this directory, as long as the returned file is open anywhere.
+
+        Children inherit it, so it also says when the last process of a killed one has ended: two
+        stores that write the same files would destroy the ledger.
 
         Raises:
-            DataDirError: another process is.
+            DataDirError: another process is, or the directory may not be written.
         """
         path = self.root / f"{name}.lock"
-        file = path.open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = path.open("a+")
         except OSError as error:
+            raise self._unusable(error) from error
+        deadline = time.monotonic() + _ORPHANS_SECONDS
+        while not _locked(file):
             file.seek(0)
-            owner = file.read().strip() or "unknown"
-            file.close()
-            raise DataDirError(
-                f"data_dir: {self.root} is in use by another 'extauthz {name}' (process {owner}): "
-                "stop that one, or give this one a data_dir of its own"
-            ) from error
+            owner = file.read().strip()
+            if _is_alive(owner) or time.monotonic() > deadline:
+                file.close()
+                raise DataDirError(
+                    f"data_dir: {self.root} is in use by another 'extauthz {name}' "
+                    f"(process {owner or 'unknown'}): "
+                    "stop that one, or give this one a data_dir of its own"
+                )
+            time.sleep(0.05)
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))
@@ -133,3 +144,21 @@ class DataDir:
             with os.fdopen(descriptor, "w") as file:
                 file.write(token + "\n")
             return token
+
+    def _unusable(self, error: OSError) -> DataDirError:
+        return DataDirError(
+            f"data_dir: {self.root} cannot be used ({error.strerror}): "
+            "set it to a directory that this user may write"
+        )
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_alive(process: str) -> bool:
+    return process.isdecimal() and Path("/proc", process).exists()

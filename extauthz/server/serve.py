@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from operator import attrgetter
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,7 @@ from extauthz.config import Config, ConfigError, load, policies_of, prices_of
 from extauthz.config.values import Address
 from extauthz.errors import OperatorError
 from extauthz.metrics import Metrics
-from extauthz.server.data_dir import DataDir
+from extauthz.server.data_dir import OWNER_ONLY, DataDir
 from extauthz.service.authorize import Authorizer
 from extauthz.service.background import AbandonQueue, ExpiryLoop
 from extauthz.service.rules import Rules, system_clock
@@ -38,6 +39,20 @@ _MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 Python's default of 4 MiB a backlog of 5.2 MB vanished whole (see docs/envoy.md)."""
 
 _GRACE_SECONDS = 5.0
+
+_FIXED = (
+    "store",
+    "data_dir",
+    "listen",
+    "providers",
+    "timeouts",
+    # Envoy's bootstrap is made from these: how long it waits for Check, how often it tells of open
+    # streams. A shorter lease alone would let those expire.
+    "defaults.hold_wait",
+    "defaults.lease",
+    "defaults.org",
+)
+"""What a reload cannot change."""
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +120,8 @@ class Service:
         log.info("draining")
         await health.enter_graceful_shutdown()
         await server.stop(_GRACE_SECONDS)
-        await self._sink.drain()
+        if not await self._sink.drain(_GRACE_SECONDS):
+            log.warning("some entries could not be settled; their leases will charge them")
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
@@ -133,8 +149,8 @@ class Service:
     def _must_be_reloadable(self, config: Config) -> None:
         changed = [
             f"{name}: changed, which needs a restart"
-            for name in ("store", "data_dir", "listen", "providers", "timeouts")
-            if getattr(config, name) != getattr(self._config, name)
+            for name in _FIXED
+            if attrgetter(name)(config) != attrgetter(name)(self._config)
         ]
         if changed:
             raise ConfigError(str(self._config_path), changed)
@@ -149,12 +165,8 @@ class Service:
         health = HealthServicer()
         server.add_generic_rpc_handlers((self._check.handler(), self._sink.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        previous = os.umask(0o177)  # the sockets are made here, and are the owner's alone
-        try:
-            for socket in (self._data_dir.check_socket, self._data_dir.sink_socket):
-                server.add_insecure_port(f"unix:{socket}")
-        finally:
-            os.umask(previous)
+        for socket in (self._data_dir.check_socket, self._data_dir.sink_socket):
+            server.add_insecure_port(f"unix:{socket}")
         for name in ("", check.SERVICE, access_log.SERVICE):
             await health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await server.start()
@@ -177,6 +189,7 @@ def store_url(config: Config) -> str:
 
 async def serve(config: Config, config_path: Path) -> None:
     """Run the service until SIGTERM or SIGINT; SIGHUP reloads."""
+    os.umask(OWNER_ONLY)
     data_dir = DataDir(config.data_dir)
     data_dir.prepare()
     with data_dir.lock("serve"):

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import aiohttp
 import grpc
@@ -21,7 +22,7 @@ from extauthz.bootstrap import arguments, render
 from extauthz.config import Config, ConfigError
 from extauthz.config.values import Address
 from extauthz.server.children import Child, environment_without
-from extauthz.server.data_dir import DataDir
+from extauthz.server.data_dir import OWNER_ONLY, DataDir
 from extauthz.server.envoy import (
     EnvoyAdmin,
     credential_variables,
@@ -34,7 +35,14 @@ from extauthz.store.base import StoreError
 from extauthz.store.embedded import valkey_command
 from extauthz.store.redis import RedisStore
 
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 15.0
+"""More than the service's own grace for what it has been handed."""
+
+_STORE_READY_SECONDS = 300.0
+"""A store that reads a large log after a crash takes its time; one that fails ends at once."""
+
+_STOP_ORDER = ("envoy", "service", "store")
+
 _AFTER_FLUSH_SECONDS = 0.5
 """More than Envoy's access-log flush interval: what is buffered then is with the sink."""
 
@@ -44,8 +52,9 @@ log = logging.getLogger(__name__)
 class Sidecar:
     """The processes of one sidecar."""
 
-    def __init__(self, config: Config, config_path: Path) -> None:
+    def __init__(self, config: Config, config_path: Path, lock: IO[str]) -> None:
         self._config, self._config_path = config, config_path
+        self._held_open = (lock.fileno(),)
         self._data_dir = DataDir(config.data_dir)
         self._settings = envoy_settings(config)
         self._envoy_admin = EnvoyAdmin(self._data_dir.envoy_admin_socket)
@@ -74,10 +83,15 @@ class Sidecar:
             ChildError: a process did not become ready; what was started is stopped again.
         """
         try:
-            for child in (self._store(), self._service(), self._envoy()):
-                if child is not None:
-                    self._started.append(child)
-                    await child.start()
+            if self._config.store.url is None:
+                await self._start(self._store())
+            # Together, as each spends most of its start on its own imports.
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._start(self._service()))
+                both.create_task(self._start_envoy())
+        except ExceptionGroup as group:
+            await self._stop_children()
+            raise group.exceptions[0] from None
         except BaseException:
             await self._stop_children()
             raise
@@ -99,14 +113,23 @@ class Sidecar:
             if child.name == "service":
                 child.signal(signal.SIGHUP)
 
+    async def _start(self, child: Child) -> None:
+        self._started.append(child)
+        await child.start()
+
+    async def _start_envoy(self) -> None:
+        path = self._data_dir.envoy_config
+        write_secret_files(self._config, self._data_dir, self._settings)
+        path.write_text(await asyncio.to_thread(render, self._settings))
+        await self._start(self._envoy(path))
+
     async def _stop_children(self) -> None:
-        for child in reversed(self._started):  # Envoy, then the service, then the store
+        """Envoy first, so that its last entries find the service, then that, then the store."""
+        for child in sorted(self._started, key=lambda child: _STOP_ORDER.index(child.name)):
             await child.stop(_STOP_SECONDS)
         self._started.clear()
 
-    def _store(self) -> Child | None:
-        if self._config.store.url:
-            return None
+    def _store(self) -> Child:
         socket_path = self._data_dir.store_socket
         store = RedisStore.from_url(f"unix://{socket_path}")
 
@@ -123,7 +146,9 @@ class Sidecar:
             valkey_command(self._data_dir.store, socket_path),
             {"PATH": os.environ.get("PATH", "")},
             answers,
+            ready_seconds=_STORE_READY_SECONDS,
             log_file=self._data_dir.root / "store.log",
+            held_open=self._held_open,
         )
 
     def _service(self) -> Child:
@@ -147,18 +172,17 @@ class Sidecar:
             # The providers' credentials are for Envoy alone.
             environment_without(credential_variables(self._config)),
             serving,
+            held_open=self._held_open,
         )
 
-    def _envoy(self) -> Child:
-        write_secret_files(self._config, self._data_dir, self._settings)
-        path = self._data_dir.envoy_config
-        path.write_text(render(self._settings))
+    def _envoy(self, path: Path) -> Child:
         return Child(
             "envoy",
             [str(envoy_binary()), *arguments(self._settings, path)],
             dict(os.environ),
             self._envoy_admin.is_ready,
             log_file=self._data_dir.root / "envoy.log",
+            held_open=self._held_open,
         )
 
 
@@ -168,15 +192,18 @@ async def up(config: Config, config_path: Path, announce: Callable[[Config], Non
     Raises:
         ConfigError, DataDirError, ChildError: it cannot start.
     """
+    os.umask(OWNER_ONLY)
     data_dir = DataDir(config.data_dir)
     data_dir.prepare()
-    with data_dir.lock("up"):
-        sidecar = Sidecar(config, config_path)
+    with data_dir.lock("up") as lock:
+        sidecar = Sidecar(config, config_path, lock)
         sidecar.check_start()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        # What starts now reads the file as it is: there is nothing to reload yet.
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
         starting = asyncio.create_task(sidecar.start())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

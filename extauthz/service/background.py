@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,11 +46,11 @@ class AbandonQueue:
     async def run(self) -> None:
         """Work the queue off for ever."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
             while self._waiting:
                 if not await self._release_oldest():
                     await asyncio.sleep(_RETRY_SECONDS)
+            self._wake.clear()
+            await self._wake.wait()
 
     async def drain(self) -> None:
         """Try each of the waiting ones once more; at shutdown."""
@@ -65,7 +67,8 @@ class AbandonQueue:
             return False
         except INAPPLICABLE:
             log.exception("a reservation cannot be abandoned and is left to its lease")
-        self._waiting.popleft()
+        if self._waiting[0] is old:  # a full queue may have dropped it meanwhile
+            self._waiting.popleft()
         self.room.notify(command.keys)
         return True
 
@@ -81,14 +84,25 @@ class ExpiryLoop:
     open_calls: dict[str, CallRecord]
     expired: Callable[[Ending], None]
     every_seconds: float = 1.0
+    grace_seconds: float = 2.0
+    """how long entries have, after an outage, to settle calls before their leases charge them"""
 
     async def run(self) -> None:
-        """Look for ever; a store that is away is looked for again."""
+        """Look for ever; a store that is away is looked for again.
+
+        Whatever the outage was (this process not yet running or frozen, the store away), leases ran
+        on and entries piled up. They go first, or an outage would become a charge for every call.
+        """
+        looked = -math.inf
         while True:
+            if time.monotonic() - looked > self.every_seconds + self.grace_seconds:
+                await asyncio.sleep(self.grace_seconds)
             try:
                 await self.look()
             except RETRYABLE as error:
                 log.warning("leases cannot be expired now: %s", error)
+            else:
+                looked = time.monotonic()
             await asyncio.sleep(self.every_seconds)
 
     async def look(self) -> None:

@@ -56,10 +56,18 @@ class AccessLogServicer:
             await asyncio.shield(task)
         return access_log_pb2.StreamAccessLogsResponse()
 
-    async def drain(self) -> None:
-        """Wait until everything that was handed over is in the ledger; at shutdown."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+    async def drain(self, seconds: float) -> bool:
+        """Wait until everything that was handed over is in the ledger; at shutdown.
+
+        False if it is not by then: the store is away, perhaps for good.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while self._under_way:
+                    await asyncio.wait(self._under_way)
+        except TimeoutError:
+            return False
+        return True
 
     async def take(self, message: access_log_pb2.StreamAccessLogsMessage) -> None:
         """Settle one message's entries; returns only when the ledger has them all."""

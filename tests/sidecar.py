@@ -15,7 +15,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class Sidecar:
     sandbox: Sandbox
     env: dict[str, str]
     process: subprocess.Popen[bytes] = field(init=False)
+    clients: ExitStack = field(default_factory=ExitStack)
+    """closes what `openai` and `anthropic` made: an unclosed socket is a warning, so an error"""
     _started_at: int = 0
     """where in the output this start begins"""
 
@@ -145,18 +147,28 @@ class Sidecar:
 
     def openai(self, agent_name: str, **options: Any) -> openai.OpenAI:
         """The official SDK, unmodified but for base_url and key; no retries unless asked for."""
-        return openai.OpenAI(
-            base_url=f"{self.egress}/openai/v1",
+        client = openai.OpenAI(
             api_key=key_of(agent_name),
-            **{"max_retries": 0, "timeout": 30, **options},
+            **{
+                "base_url": f"{self.egress}/openai/v1",
+                "max_retries": 0,
+                "timeout": 30,
+                **options,
+            },
         )
+        return self.clients.enter_context(client)
 
     def anthropic(self, agent_name: str, **options: Any) -> anthropic.Anthropic:
-        return anthropic.Anthropic(
-            base_url=f"{self.egress}/anthropic",
+        client = anthropic.Anthropic(
             api_key=key_of(agent_name),
-            **{"max_retries": 0, "timeout": 30, **options},
+            **{
+                "base_url": f"{self.egress}/anthropic",
+                "max_retries": 0,
+                "timeout": 30,
+                **options,
+            },
         )
+        return self.clients.enter_context(client)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's series that have these labels; 0.0 if there is none."""
@@ -235,6 +247,7 @@ def running_sidecar(*, start: bool = True, **changes: Any) -> Iterator[Sidecar]:
             try:
                 yield sidecar
             finally:
+                sidecar.clients.close()
                 if hasattr(sidecar, "process") and sidecar.process.poll() is None:
                     sidecar.process.send_signal(signal.SIGTERM)
                     try:

@@ -33,6 +33,10 @@ from extauthz.service.rules import Clock, Rules
 from extauthz.service.waiting import HeldRoom
 from extauthz.store.base import LedgerStore, StoreError
 
+_ROOM_IS_HELD = (Reason.BUDGET_HELD, Reason.TOO_MANY_IN_FLIGHT)
+"""Refusals that the end of a call under way may lift. An agent with `max_in_flight: 1` that calls
+back to back meets its own last call, whose settlement trails its answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class CallAttributes:
@@ -226,7 +230,7 @@ class Authorizer:
             assert refusal is not None, "the store refuses only where a line stands in the way"
             reason, verdict.shown = refusal
             left_ms = give_up_ms - self.clock()
-            if reason is not Reason.BUDGET_HELD or left_ms <= 0 or self.room.is_full:
+            if reason not in _ROOM_IS_HELD or left_ms <= 0 or self.room.is_full:
                 raise _denied(reason, agent, lines[verdict.shown])
             await self.room.wait([line.hold.key for line in lines], left_ms / 1000)
         verdict.waited_ms = self.clock() - verdict.at_ms

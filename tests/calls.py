@@ -4,6 +4,7 @@ import http.client
 import itertools
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +63,9 @@ def send(
     host, _, port = sidecar.egress.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
     chunked = body is not None and not isinstance(body, bytes)
-    try:
+    # Refused before it was read to its end: the answer is there all the same.
+    with suppress(BrokenPipeError, ConnectionResetError):
         connection.request(method, path, body, {**headers, "x-mark": mark}, encode_chunked=chunked)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # refused before it was read to its end: the answer is there
     try:
         response = connection.getresponse()
         return Answer(

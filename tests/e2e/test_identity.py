@@ -232,8 +232,8 @@ def test_what_a_client_says_of_itself_makes_it_nobody_else(sidecar: Sidecar) -> 
 
 @pytest.mark.parametrize("key", ["", "xa_nobody_has_this_key"], ids=["none", "unknown"])
 def test_the_openai_sdk_raises_its_authentication_error(sidecar: Sidecar, key: str) -> None:
-    client = openai.OpenAI(base_url=f"{sidecar.egress}/openai/v1", api_key=key or "unset")
-    headers: dict[str, Any] = {} if key else {"authorization": openai.Omit()}
+    client = sidecar.openai("unknown")
+    headers: dict[str, Any] = bearer(key) if key else {"authorization": openai.Omit()}
 
     with pytest.raises(openai.AuthenticationError) as caught:
         client.chat.completions.create(model=GPT, messages=HELLO, extra_headers=headers)
@@ -243,7 +243,7 @@ def test_the_openai_sdk_raises_its_authentication_error(sidecar: Sidecar, key: s
 
 
 def test_the_anthropic_sdk_raises_its_authentication_error(sidecar: Sidecar) -> None:
-    client = anthropic.Anthropic(base_url=f"{sidecar.egress}/anthropic", api_key="unknown")
+    client = sidecar.anthropic("unknown")
 
     with pytest.raises(anthropic.AuthenticationError) as caught:
         client.messages.create(model=CLAUDE, messages=HELLO, max_tokens=9)
@@ -253,7 +253,7 @@ def test_the_anthropic_sdk_raises_its_authentication_error(sidecar: Sidecar) -> 
 
 def test_free_endpoints_ask_for_a_key_too_and_hold_nothing(sidecar: Sidecar) -> None:
     with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{sidecar.egress}/openai/v1", api_key="unknown").models.list()
+        sidecar.openai("unknown").models.list()
 
     names = [model.id for model in sidecar.openai("bot").models.list()]
 

@@ -34,6 +34,9 @@ class _Loader(yaml.SafeLoader):
 _NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
 
 
+_OWN_CHECK = re.compile(r"([a-z_]+): ")
+
+
 def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     text = str(loader.construct_scalar(node))
     return Decimal(text) if _NUMBER.fullmatch(text) else text
@@ -66,6 +69,10 @@ def load(path: Path) -> Config:
     except OSError as error:
         raise ConfigError(
             str(path), [f"cannot be read ({error.strerror}): 'extauthz init' writes one"]
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            str(path), [f"byte {error.start + 1} is not UTF-8: save the file as UTF-8"]
         ) from error
     return parse(text, source=str(path), base=path.resolve().parent)
 
@@ -132,13 +139,25 @@ def _duplicate_budgets(config: Config) -> Iterator[str]:
                     )
 
 
+_SAID_BETTER = {
+    "extra_forbidden": "unknown key",
+    "missing": "is missing",
+    "model_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+}
+
+
 def _line(detail: Any) -> str:
+    """One error of a block with its path; a block's own checks begin with the name they mean."""
     path = ""
     for part in detail["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        message = "unknown key"
+        if part != "[key]":  # the path names the key already
+            path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    message = _SAID_BETTER.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    named = _OWN_CHECK.match(message) if detail["type"] == "value_error" else None
+    if named:
+        path, message = f"{path}.{named[1]}", message[named.end() :]
     return f"{path.lstrip('.') or 'config'}: {message}"
 
 

@@ -4,6 +4,7 @@ An unknown key is an error, and so is a name of the contract that is not built y
 is read and does nothing would be worse.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -30,6 +31,9 @@ from extauthz.config.values import (
 from extauthz.policies import MissingUsage, Unit
 from extauthz.providers import ADAPTERS
 from extauthz.windows import Period
+
+_KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _not_built(what: str) -> Any:
@@ -68,9 +72,23 @@ def _api(value: str) -> str:
     return value
 
 
+def _key_hash(value: str) -> str:
+    if not _KEY_HASH.fullmatch(value):
+        raise ValueError(
+            "write sha256: and the 64 hex digits of the key's SHA-256, never the key itself"
+        )
+    return value
+
+
+def _variable(value: str) -> str:
+    if not _VARIABLE.fullmatch(value):
+        raise ValueError("write the name of an environment variable, such as OPENAI_API_KEY")
+    return value
+
+
 Timezone = Annotated[str, AfterValidator(_timezone)]
 Estimate = Annotated[Literal["strict", "fit"], AfterValidator(_strict_only)]
-KeyHash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+KeyHash = Annotated[str, AfterValidator(_key_hash)]
 ModelGlob = Annotated[str, StringConstraints(min_length=1, max_length=256, to_lower=True)]
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 
@@ -88,7 +106,7 @@ class StoreBlock(_Block):
     @model_validator(mode="after")
     def _built(self) -> Self:
         if self.wait_replicas:
-            raise ValueError("wait_replicas is not built yet: leave it out")
+            raise ValueError("wait_replicas: is not built yet, leave it out")
         if self.url and self.url.partition("://")[0] not in ("redis", "rediss", "unix"):
             raise ValueError(
                 "url: write redis://, rediss:// or unix:// (Sentinel and Cluster are not built yet)"
@@ -107,7 +125,7 @@ class ListenBlock(_Block):
 class CredentialBlock(_Block):
     """Where Envoy, and only Envoy, finds the provider's key."""
 
-    env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    env: Annotated[str, AfterValidator(_variable)] | None = None
     file: ConfigPath | None = None
 
     @model_validator(mode="after")
@@ -197,7 +215,10 @@ class BudgetBlock(_Block):
 
     @model_validator(mode="after")
     def _countable(self) -> Self:
-        self.limit_in_unit()
+        try:
+            self.limit_in_unit()
+        except ValueError as error:
+            raise ValueError(f"limit: {error}") from error
         return self
 
     def limit_in_unit(self) -> int:
@@ -205,7 +226,7 @@ class BudgetBlock(_Block):
         if self.unit is Unit.USD:
             return usd_to_nano(self.limit)
         if self.limit != self.limit.to_integral_value() or self.limit > 2**52:
-            raise ValueError(f"limit: a number of {self.unit.value} is a whole number below 2^52")
+            raise ValueError(f"a number of {self.unit.value} is a whole number below 2^52")
         return int(self.limit)
 
 

@@ -46,9 +46,7 @@ def envoy_settings(config: Config) -> EnvoySettings:
         return EnvoySettings(
             egress_host=config.listen.egress.host,
             egress_port=config.listen.egress.port,
-            providers=tuple(
-                _provider(name, block, data_dir) for name, block in config.providers.items()
-            ),
+            providers=_providers(config, data_dir),
             check_sockets=(data_dir.check_socket,),
             access_log_socket=data_dir.sink_socket,
             hop_socket=data_dir.hop_socket,
@@ -64,6 +62,18 @@ def envoy_settings(config: Config) -> EnvoySettings:
         )
     except SettingsError as error:
         raise ConfigError("config", [str(error)]) from error
+
+
+def _providers(config: Config, data_dir: DataDir) -> tuple[ProviderSettings, ...]:
+    providers, errors = [], []
+    for name, block in config.providers.items():
+        try:
+            providers.append(_provider(name, block, data_dir))
+        except SettingsError as error:
+            errors.append(f"providers.{name}: {error}")
+    if errors:
+        raise ConfigError("config", errors)
+    return tuple(providers)
 
 
 def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSettings:

@@ -141,15 +141,26 @@ def start_sandbox(
         for pattern in log_headers:
             command += ["--log-header", pattern]
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for whoever started it, and still asks for its bill
         )
-        deadline = time.monotonic() + timeout
-        while not ready_file.exists():
-            if (code := process.poll()) is not None:
-                raise SandboxError(f"the sandbox ended with {code} before it was ready")
-            if time.monotonic() > deadline:
-                process.kill()
-                process.wait()
-                raise SandboxError(f"the sandbox was not ready within {timeout} s")
-            time.sleep(0.01)
+        try:
+            _wait_for(ready_file, process, timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         return Sandbox(ready_file.read_text(), process)
+
+
+def _wait_for(ready_file: Path, process: subprocess.Popen[bytes], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not ready_file.exists():
+        if (code := process.poll()) is not None:
+            raise SandboxError(f"the sandbox ended with {code} before it was ready")
+        if time.monotonic() > deadline:
+            raise SandboxError(f"the sandbox was not ready within {timeout} s")
+        time.sleep(0.01)

@@ -8,18 +8,24 @@ https://docs.claude.com/en/docs/about-claude/models/overview.
 
 from fnmatch import fnmatchcase
 
+from genai_prices import types
+
 TOKENS_MAX_UNKNOWN = 2_000_000
 """Above every context window that is sold today."""
 
 # The first pattern that matches counts, so narrower ones stand first.
-_OUTPUT_TOKENS_MAX = (
+_OUTPUT_TOKENS_MAX: tuple[tuple[str, int | None], ...] = (
+    ("gpt-3.5-turbo-16k*", None),  # older than the limit: bounded by its context window only
     ("gpt-3.5-turbo*", 4_096),
     ("gpt-4o-mini*", 16_384),
     ("gpt-4o-2024-05-13*", 4_096),
+    ("gpt-4o:extended*", None),
+    ("gpt-4o-64k*", None),
     ("gpt-4o*", 16_384),
     ("gpt-4.1*", 32_768),
     ("gpt-4-turbo*", 4_096),
     ("gpt-5-chat*", 16_384),
+    ("gpt-5-pro*", None),  # 272,000 by its own page, 128,000 by others
     ("gpt-5*", 128_000),
     ("o1*", 100_000),
     ("o3*", 100_000),
@@ -36,5 +42,27 @@ def output_tokens_max(model: str, context_window: int | None) -> int:
     """An upper bound of one answer's tokens."""
     for pattern, tokens in _OUTPUT_TOKENS_MAX:
         if fnmatchcase(model.lower(), pattern):
-            return tokens
+            return tokens or context_window or TOKENS_MAX_UNKNOWN
     return context_window or TOKENS_MAX_UNKNOWN
+
+
+def context_window_max(info: types.ModelInfo | None) -> int | None:
+    """An upper bound of a model's context window by the public list; None: not known.
+
+    The list rounds (1,000,000 for 1,047,576, 32,000 for 32,768), so a twentieth is added. Where it
+    has a price for prompts longer than the window, there is a larger window (a beta header opens
+    it) that it does not know.
+    """
+    if info is None or info.context_window is None:
+        return None
+    entries = info.prices if isinstance(info.prices, list) else [info]
+    tiers = [
+        tier.start
+        for entry in entries
+        for price in vars(entry.prices).values()
+        if isinstance(price, types.TieredPrices)
+        for tier in price.tiers
+    ]
+    if tiers and max(tiers) >= info.context_window:
+        return None
+    return info.context_window + info.context_window // 20

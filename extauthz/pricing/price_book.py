@@ -16,7 +16,7 @@ from importlib.metadata import version
 from genai_prices import Usage, data_snapshot, types
 
 from extauthz.money import ceil_nanousd
-from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, output_tokens_max
+from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, context_window_max, output_tokens_max
 from extauthz.providers.base import RequestFacts
 from extauthz.usage import UsageReport
 
@@ -65,7 +65,20 @@ class PricedModel:
     info: types.ModelInfo
     source: types.Provider
     output_tokens_max: int
+    context_window: int | None
     own: OwnPrice | None = None
+
+    def covers(self, facts: RequestFacts, at_ms: int) -> bool:
+        """Whether all that the call can be billed for has a price.
+
+        The list has models that hear and speak with a price for text only, and dearer ways to be
+        served (priority, fast mode) without theirs. A price of the config is for whatever goes in
+        and out, served the standard way.
+        """
+        premium = facts.premium
+        if premium is not None and not self._has_variant(premium, at_ms):
+            return False
+        return self.own is not None or not facts.audio or self._prices_audio(at_ms)
 
     @property
     def price_version(self) -> str:
@@ -80,10 +93,9 @@ class PricedModel:
         `default_output_tokens` bounds a call that names no cap; the caller must then write it into
         the request as its cap.
         """
-        window = self.info.context_window
         input_tokens = facts.input_tokens_max
         if input_tokens is None:
-            input_tokens = window or TOKENS_MAX_UNKNOWN
+            input_tokens = self.context_window or TOKENS_MAX_UNKNOWN
         cap = facts.output_tokens_cap or default_output_tokens or self.output_tokens_max
         output_tokens = cap * facts.answers + facts.extra_output_tokens
         usd = max(
@@ -96,8 +108,12 @@ class PricedModel:
         """What the usage cost, in nano-USD, rounded up once.
 
         Raises:
-            ValueError: the usage contradicts itself (more cached tokens than tokens).
+            ValueError: the usage contradicts itself (more cached tokens than tokens), or has
+                sound, for which there is no price.
         """
+        sound = any("audio" in kind and count for kind, count in report.amounts.items())
+        if sound and self.own is None and not self._prices_audio(at_ms):
+            raise ValueError(f"{self.info.id} has no price for audio")
         usage = Usage(**report.amounts)
         return ceil_nanousd(
             self._prices(at_ms, report.price_context).calc_price(usage)["total_price"]
@@ -105,6 +121,18 @@ class PricedModel:
 
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
         return self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
+
+    def _prices_audio(self, at_ms: int) -> bool:
+        prices = vars(self._prices(at_ms, {}))
+        return bool(prices.get("input_audio_mtok") and prices.get("output_audio_mtok"))
+
+    def _has_variant(self, context: Mapping[str, str], at_ms: int) -> bool:
+        at = datetime.fromtimestamp(at_ms / 1000, UTC)
+        return any(
+            variant.when.items() <= context.items()
+            and (variant.constraint is None or variant.constraint.active(at))
+            for variant in self.info.price_variants or ()
+        )
 
 
 class PriceBook:
@@ -119,7 +147,8 @@ class PriceBook:
     ) -> PricedModel | None:
         """The price that a settlement uses: the served model's.
 
-        A dated snapshot of a model that the config prices keeps the config's price, and a served
+        A model that the config prices keeps that price under whatever name it is served (a
+        snapshot's, or the one behind an alias) unless the config prices that name too. A served
         name without any price is charged as the model that was asked for.
         """
         asked = self.find(provider, source_id, requested)
@@ -128,8 +157,8 @@ class PriceBook:
         answered = self.find(provider, source_id, served)
         if answered is None:
             return asked
-        snapshot_of_own = asked is not None and asked.own and served.startswith(requested)
-        return asked if snapshot_of_own and not answered.own else answered
+        own_of_asked = asked is not None and asked.own
+        return asked if own_of_asked and not answered.own else answered
 
     def _find(self, provider: str, source_id: str, model: str) -> PricedModel | None:
         """The price of `model` at the configured `provider`; `source_id` names the public list."""
@@ -144,13 +173,14 @@ class PriceBook:
         # A model that the list knows by name only has no price: that is not a price of zero.
         if public is None or not _is_priced(public):
             return None
-        return PricedModel(public, source, output_tokens_max(model, public.context_window))
+        window = context_window_max(public)
+        return PricedModel(public, source, output_tokens_max(model, window), window)
 
 
 def _own_model(
     own: OwnPrice, model: str, source: types.Provider, public: types.ModelInfo | None
 ) -> PricedModel:
-    window = own.context_window or (public.context_window if public else None)
+    window = own.context_window or context_window_max(public)
     rates = {
         "input_mtok": own.input,
         "output_mtok": own.output,
@@ -165,12 +195,17 @@ def _own_model(
         prices=types.ModelPrice(**{key: rate for key, rate in rates.items() if rate is not None}),
     )
     tokens = own.max_output_tokens or output_tokens_max(model, window)
-    return PricedModel(info, source, tokens, own)
+    return PricedModel(info, source, tokens, window, own)
 
 
 def _is_priced(info: types.ModelInfo) -> bool:
-    prices = info.prices if isinstance(info.prices, list) else [info]
-    return any(vars(entry.prices) for entry in prices)
+    """Whether tokens have a price in both directions: what is sold by the hour has none here."""
+    entries = info.prices if isinstance(info.prices, list) else [info]
+    return bool(entries) and all(
+        vars(entry.prices).get(key) is not None
+        for entry in entries
+        for key in ("input_mtok", "output_mtok")
+    )
 
 
 def _dearest(

@@ -6,6 +6,8 @@ cumulative, in `message_delta`; cache reads and writes are counted beside `input
 """
 
 import json
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extauthz.providers.base import (
@@ -33,14 +35,30 @@ _FREE = {
     ("POST", "/v1/messages/count_tokens"),
     ("GET", "/v1/models"),
 }
+_ONE_MODEL = re.compile(r"/v1/models/[A-Za-z0-9][A-Za-z0-9._:@-]*")
 _TOKENS_MAX = 10_000_000
 _PREAMBLE_TOKENS = 1024
 """More than the documented system prompt for tool use (at most 735 tokens), plus the template."""
 
+_DEFINED_TOOL_TOKENS = 2048
+"""More than a tool adds that Anthropic defines: a few bytes in the request, up to 735 tokens in the
+prompt (https://docs.claude.com/en/docs/about-claude/pricing#tool-use-pricing)."""
+
 # Tools that the client runs; all others run, and bill, at the provider. From the tool reference,
 # https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview
-_CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
-_TEXT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use")
+_DEFINED_TOOLS = ("bash_2", "text_editor_2", "computer_2", "memory_2")
+
+# All that is known to be bounded by what stands in the request. Others keep state at the provider
+# (`thread`), try further models (`fallbacks`), or sample more than the cap says (`compaction`).
+_PARAMETERS = frozenset((
+    "cache_control", "context_management", "diagnostics", "fallback_credit_token", "inference_geo",
+    "max_tokens", "messages", "metadata", "model", "output_config", "output_format", "service_tier",
+    "speed", "stop_sequences", "stream", "system", "temperature", "thinking", "tool_choice",
+    "tools", "top_k", "top_p", "user_profile_id",
+))  # fmt: skip
+_TEXT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
+_MEDIA_BLOCKS = ("image", "document", "search_result")
+_HOME_GEO = (None, "global", "not_available")
 _CACHE_MARK = b"cache_control"
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -62,7 +80,7 @@ class AnthropicAdapter:
         """Messages are billed; counting tokens and listing models are free; the rest is refused."""
         if method == "POST" and path == _MESSAGES:
             return Metering.BILLED
-        if (method, path) in _FREE or (method == "GET" and path.startswith("/v1/models/")):
+        if (method, path) in _FREE or (method == "GET" and _ONE_MODEL.fullmatch(path)):
             return Metering.FREE
         return None
 
@@ -71,35 +89,45 @@ class AnthropicAdapter:
         document = parse_object(body)
         model = read_string(document, "model")
         _refuse_unmetered(document)
+        defined_tools = _count_defined_tools(document)
         media = _has_media(document)
         cap = read_count(document, "max_tokens", _TOKENS_MAX)
-        speed = document.get("speed")
+        premium = _premium(document)
         return RequestFacts(
             model=model,
             stream=read_flag(document, "stream"),
-            input_tokens_max=None if media else len(body) + _PREAMBLE_TOKENS,
+            input_tokens_max=(
+                None
+                if media
+                else len(body) + _PREAMBLE_TOKENS + defined_tools * _DEFINED_TOOL_TOKENS
+            ),
             output_tokens_cap=cap,
             # The word may stand there in an escaped spelling; then assume it does.
             cache_writes=_CACHE_MARK in body or b"\\u" in body,
             media=media,
-            price_contexts=({}, {"speed": speed}) if isinstance(speed, str) else ({},),
+            price_contexts=({}, premium) if premium else ({},),
+            premium=premium,
             cap_slot=None if cap else _cap_slot(document, body),
         )
 
     def read_usage(self, captured: CapturedResponse) -> UsageReport:
-        """Root-level `usage` of a message; of a stream, `message_start`'s with the last delta's."""
+        """Root-level `usage` of a message; of a stream, `message_start`'s with the last delta's.
+
+        A stream may tell its output more than once, so only the last of one that ended is exact.
+        """
         last = decode_object(captured.usage)
         first = decode_object(captured.usage_start)
         if last is None and first is None:
             return UNKNOWN_USAGE
         known = {key: value for key, value in (last or {}).items() if value is not None}
         usage = {**(first or {}), **known}
-        amounts = extract(self.price_provider, "default", usage)
+        amounts = extract(self.price_provider, "default", _with_cache_total(usage))
         if amounts is None:
             return UNKNOWN_USAGE
         speed = usage.get("speed")
+        exact = last is not None and captured.complete and not captured.error
         return UsageReport(
-            Exactness.LOWER_BOUND if last is None else Exactness.EXACT,
+            Exactness.EXACT if exact and _is_all_told(usage) else Exactness.LOWER_BOUND,
             amounts,
             decode_string(captured.model),
             {"speed": speed} if isinstance(speed, str) else {},
@@ -119,24 +147,86 @@ class AnthropicAdapter:
 
 def _refuse_unmetered(document: dict[str, Any]) -> None:
     """What runs at the provider, or bills at a rate no price list has, is not bounded."""
-    for key in ("mcp_servers", "container"):
-        if document.get(key) is not None:
-            raise RequestError(
-                Reason.UNMETERED_ENDPOINT, f"'{key}' cannot be metered: send the call without it"
-            )
+    if not _PARAMETERS.issuperset(key for key, value in document.items() if value is not None):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            "the request has a parameter that cannot be metered: send the call without it. "
+            f"Those that can: {', '.join(sorted(_PARAMETERS))}",
+        )
+    if any(not edit.startswith("clear_") for edit in _context_edits(document)):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            "'context_management' edits other than 'clear_…' sample more than 'max_tokens' says "
+            "and cannot be metered: send the call without them",
+        )
     if document.get("inference_geo") not in (None, "global"):
         raise RequestError(
             Reason.UNMETERED_ENDPOINT,
             "'inference_geo' other than 'global' bills at a rate that is not priced yet",
         )
-    for tool in read_list(document, "tools"):
-        kind = tool.get("type", "custom") if isinstance(tool, dict) else None
-        if not isinstance(kind, str) or not kind.startswith(_CLIENT_TOOLS):
-            raise RequestError(
-                Reason.UNMETERED_ENDPOINT,
-                "a server tool runs at the provider and cannot be metered: "
-                "send the call without it",
-            )
+
+
+def _context_edits(document: dict[str, Any]) -> Iterator[str]:
+    """The kinds of edits in `context_management`; "" for what is no such thing."""
+    management = document.get("context_management")
+    if management is None:
+        return
+    edits = management.get("edits") if isinstance(management, dict) else ""
+    if edits is None:
+        return
+    if not isinstance(edits, list):
+        yield ""
+        return
+    for edit in edits:
+        kind = edit.get("type") if isinstance(edit, dict) else None
+        yield kind if isinstance(kind, str) else ""
+
+
+def _count_defined_tools(document: dict[str, Any]) -> int:
+    """How many tools Anthropic defines and the client runs; any that the provider runs is refused.
+
+    A custom tool has no type, null, or "custom".
+    """
+    kinds = [
+        tool.get("type") if isinstance(tool, dict) else False
+        for tool in read_list(document, "tools")
+    ]
+    defined = [kind for kind in kinds if kind is not None and kind != "custom"]
+    if not all(isinstance(kind, str) and kind.startswith(_DEFINED_TOOLS) for kind in defined):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            "a server tool runs at the provider and cannot be metered: send the call without it",
+        )
+    return len(defined)
+
+
+def _premium(document: dict[str, Any]) -> dict[str, str] | None:
+    speed = document.get("speed")
+    if speed is not None and not isinstance(speed, str):
+        raise RequestError(Reason.UNPARSEABLE_BODY, "'speed' must be a string")
+    return None if speed in (None, "standard") else {"speed": speed}
+
+
+def _with_cache_total(usage: dict[str, Any]) -> dict[str, Any]:
+    """The total of cache writes is what is priced; where only its parts are told, their sum."""
+    parts = usage.get("cache_creation")
+    if usage.get("cache_creation_input_tokens") is not None or not isinstance(parts, dict):
+        return usage
+    counts = [value for value in parts.values() if type(value) is int]
+    return {**usage, "cache_creation_input_tokens": sum(counts)}
+
+
+def _is_all_told(usage: Mapping[str, Any]) -> bool:
+    """Whether the root-level counts are the whole bill.
+
+    Compaction and fallbacks are told in `iterations` only; another region costs more.
+    """
+    iterations = usage.get("iterations")
+    kinds = [
+        entry.get("type") if isinstance(entry, dict) else None
+        for entry in (iterations if isinstance(iterations, list) else ())
+    ]
+    return usage.get("inference_geo") in _HOME_GEO and all(kind == "message" for kind in kinds)
 
 
 def _has_media(document: dict[str, Any]) -> bool:
@@ -148,18 +238,22 @@ def _has_media(document: dict[str, Any]) -> bool:
         content = message.get("content")
         if isinstance(content, list):
             blocks += content
-    return not all(_is_text(block) for block in blocks)
+    kinds = {_kind(block) for block in blocks}
+    for block in blocks:
+        if _kind(block) == "tool_result" and isinstance(block.get("content"), list):
+            kinds.update(map(_kind, block["content"]))
+    if not kinds.issubset((*_TEXT_BLOCKS, *_MEDIA_BLOCKS, "tool_reference")):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            "a content block of this type (of a server tool, a change of tools, a compaction) "
+            "cannot be metered: send the call without it",
+        )
+    return not kinds.issubset(_TEXT_BLOCKS)
 
 
-def _is_text(block: Any) -> bool:
-    if not isinstance(block, dict):
-        return False
-    if block.get("type") != "tool_result":
-        return block.get("type") in _TEXT_BLOCKS
-    content = block.get("content")
-    return not isinstance(content, list) or all(
-        isinstance(part, dict) and part.get("type") == "text" for part in content
-    )
+def _kind(block: Any) -> str:
+    kind = block.get("type") if isinstance(block, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _cap_slot(document: dict[str, Any], body: bytes) -> CapSlot:

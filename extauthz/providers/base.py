@@ -54,7 +54,9 @@ class RequestFacts:
         extra_output_tokens: output that is billed beyond the cap (rejected predictions).
         cache_writes: whether prompt caching can bill above the input price.
         media: whether anything but text goes in or out (then the dearest modality is assumed).
+        audio: whether sound may go in or out: it needs a price of its own.
         price_contexts: every price context that may be served (service tiers, speeds).
+        premium: the dearer context that the client asks for: it needs a price of its own.
         edits: byte edits that metering needs (asking a stream for its usage).
         cap_slot: where a default cap can be written; None where the client named one.
     """
@@ -67,7 +69,9 @@ class RequestFacts:
     extra_output_tokens: int = 0
     cache_writes: bool = False
     media: bool = False
+    audio: bool = False
     price_contexts: tuple[Mapping[str, str], ...] = ({},)
+    premium: Mapping[str, str] | None = None
     edits: tuple[Edit, ...] = ()
     cap_slot: CapSlot | None = None
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jiter
-from genai_prices import data_snapshot
+from genai_prices import data_snapshot, types
 
 _COUNT_MAX = 1_000_000_000
+_NAME_MAX = 256
 
 
 def decode_object(text: str | None) -> dict[str, Any] | None:
@@ -20,9 +21,9 @@ def decode_object(text: str | None) -> dict[str, Any] | None:
 
 
 def decode_string(text: str | None) -> str | None:
-    """A JSON string, or None."""
+    """A JSON string of a name's length, or None."""
     value = _decode(text)
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and len(value) <= _NAME_MAX else None
 
 
 def extract(provider: str, flavor: str, usage: Mapping[str, Any]) -> dict[str, int] | None:
@@ -33,6 +34,8 @@ def extract(provider: str, flavor: str, usage: Mapping[str, Any]) -> dict[str, i
     snapshot = data_snapshot.get_snapshot()
     try:
         source = snapshot.find_provider(None, provider, None)
+        if not _is_well_typed(source, flavor, usage):
+            return None
         _, found = source.extract_usage({"usage": usage}, api_flavor=flavor)
     except (LookupError, ValueError, TypeError):
         return None
@@ -42,6 +45,25 @@ def extract(provider: str, flavor: str, usage: Mapping[str, Any]) -> dict[str, i
             return None
         amounts[kind] = value
     return amounts
+
+
+def _is_well_typed(source: types.Provider, flavor: str, usage: Mapping[str, Any]) -> bool:
+    """Whether every count that is there is a whole number.
+
+    genai-prices passes over what is not, and cache writes passed over are money not charged.
+    """
+    mappings = [e.mappings for e in source.extractors or () if e.api_flavor == flavor]
+    for mapping in mappings[0] if mappings else ():
+        value: Any = usage
+        for step in [mapping.path] if isinstance(mapping.path, str) else mapping.path:
+            if value is None:
+                break
+            if not isinstance(value, Mapping):
+                return False
+            value = value.get(step)
+        if value is not None and type(value) is not int:
+            return False
+    return True
 
 
 def _decode(text: str | None) -> Any:

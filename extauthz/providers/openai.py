@@ -7,7 +7,8 @@ reports usage only with `stream_options.include_usage`, in one more event with `
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extauthz.providers.base import (
@@ -46,7 +47,19 @@ _TIERS: tuple[dict[str, str], ...] = (
     {"service_tier": "fast"},
 )
 _TEXT_PARTS = ("text", "refusal")
+_SILENT_PARTS = (*_TEXT_PARTS, "image_url", "file")
 _CLIENT_TOOLS = ("function", "custom")
+
+# Searches, fallbacks to other models and routing are billed by what a request does not bound.
+_UNMETERED = (
+    "web_search_options", "web_search", "search_parameters", "enable_search", "plugins",
+    "models", "fallbacks", "fallback_models", "route", "provider",
+)  # fmt: skip
+_SEARCHING_MODEL = re.compile(r"-search-(preview|api)|deep-research")
+"""These search the web on every call, and each search is billed beside the tokens."""
+
+_PREMIUM_TIERS = ("priority", "fast")
+_MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]*")
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "invalid_request_error",
@@ -67,7 +80,7 @@ class OpenAIAdapter:
         """Chat completions are billed, listing models is free, everything else is refused."""
         if method == "POST" and path == _CHAT:
             return Metering.BILLED
-        if method == "GET" and (path == _MODELS or path.startswith(_MODELS + "/")):
+        if method == "GET" and (path == _MODELS or _is_one_model(path)):
             return Metering.FREE
         return None
 
@@ -76,8 +89,8 @@ class OpenAIAdapter:
         document = parse_object(body)
         model = read_string(document, "model")
         stream = read_flag(document, "stream")
-        _refuse_unmetered(document)
-        media = _has_media(document)
+        _refuse_unmetered(document, model)
+        media, audio = _modalities(document)
         caps = [c for key in _CAP_KEYS if (c := read_count(document, key, _TOKENS_MAX))]
         input_tokens = len(body) + _PREAMBLE_TOKENS
         return RequestFacts(
@@ -90,22 +103,33 @@ class OpenAIAdapter:
             extra_output_tokens=input_tokens if document.get("prediction") is not None else 0,
             cache_writes=True,
             media=media,
+            audio=audio,
             price_contexts=_price_contexts(document),
+            premium=_premium(document),
             edits=tuple(_usage_edits(document, body)) if stream else (),
             cap_slot=None if caps else _cap_slot(document, body),
         )
 
     def read_usage(self, captured: CapturedResponse) -> UsageReport:
-        """The root-level `usage`; an answer without one, or a stream that was cut, is unknown."""
+        """The root-level `usage`; an answer without one is unknown.
+
+        Some servers send a running `usage` with every event: what was seen of an answer that was
+        cut is then a lower bound.
+        """
         usage = decode_object(captured.usage)
         if usage is None:
             return UNKNOWN_USAGE
-        model = decode_string(captured.model)
         amounts = extract(self.price_provider, "chat", usage)
-        if amounts is None:
+        if amounts is None or not _adds_up(usage, amounts):
             return UNKNOWN_USAGE
         tier = decode_string(captured.service_tier)
-        return UsageReport(Exactness.EXACT, amounts, model, {"service_tier": tier} if tier else {})
+        ended = captured.complete and not captured.error
+        return UsageReport(
+            Exactness.EXACT if ended else Exactness.LOWER_BOUND,
+            amounts,
+            decode_string(captured.model),
+            {"service_tier": tier} if tier else {},
+        )
 
     def refusal_body(self, refusal: Refusal) -> bytes:
         """`{"error": {message, type, code, param}}`, see the guide to error codes."""
@@ -120,9 +144,35 @@ class OpenAIAdapter:
         return json.dumps({"error": error}).encode()
 
 
-def _refuse_unmetered(document: dict[str, Any]) -> None:
+def _is_one_model(path: str) -> bool:
+    """One model's page; nothing that a server could read as a way out of that folder."""
+    folder, found, name = path.rpartition("/")
+    return bool(found) and folder == _MODELS and _MODEL_ID.fullmatch(name) is not None
+
+
+def _adds_up(usage: Mapping[str, Any], amounts: dict[str, int]) -> bool:
+    """Whether `total_tokens` agrees; what it has beyond the parts is added to the output.
+
+    Some servers leave reasoning out of `completion_tokens`, yet bill it, and it is in the total.
+    """
+    total = usage.get("total_tokens")
+    if total is None:
+        return True
+    if type(total) is not int:
+        return False
+    unnamed = total - amounts.get("input_tokens", 0) - amounts.get("output_tokens", 0)
+    amounts["output_tokens"] = amounts.get("output_tokens", 0) + max(0, unnamed)
+    return 0 <= unnamed <= _TOKENS_MAX
+
+
+def _refuse_unmetered(document: dict[str, Any], model: str) -> None:
     """Server-side tools and fallback lists bill what a request does not bound."""
-    for key in ("web_search_options", "models", "plugins"):
+    if _SEARCHING_MODEL.search(model.lower()):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            "this model searches the web on every call, which cannot be metered: use another one",
+        )
+    for key in _UNMETERED:
         if document.get(key) is not None:
             raise RequestError(
                 Reason.UNMETERED_ENDPOINT, f"'{key}' cannot be metered: send the call without it"
@@ -137,23 +187,23 @@ def _refuse_unmetered(document: dict[str, Any]) -> None:
             )
 
 
-def _has_media(document: dict[str, Any]) -> bool:
+def _modalities(document: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether anything but text goes in or out, and whether sound may."""
     modalities = document.get("modalities")
     if document.get("audio") is not None or modalities not in (None, [], ["text"]):
-        return True
+        return True, True
+    kinds: set[Any] = set()
     for message in read_list(document, "messages"):
         if not isinstance(message, dict):
             raise RequestError(Reason.UNPARSEABLE_BODY, "each of 'messages' must be an object")
         content = message.get("content")
         if message.get("audio") is not None or isinstance(content, dict):
-            return True
-        if isinstance(content, list) and not all(_is_text(part) for part in content):
-            return True
-    return False
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in _TEXT_PARTS
+            return True, True
+        if isinstance(content, list):
+            kinds.update(
+                str(part.get("type")) if isinstance(part, dict) else "" for part in content
+            )
+    return bool(kinds.difference(_TEXT_PARTS)), bool(kinds.difference(_SILENT_PARTS))
 
 
 def _price_contexts(document: dict[str, Any]) -> tuple[dict[str, str], ...]:
@@ -163,6 +213,11 @@ def _price_contexts(document: dict[str, Any]) -> tuple[dict[str, str], ...]:
     if tier in ("default", "flex"):
         return ({}, {"service_tier": "default"}, {"service_tier": tier})
     return _TIERS
+
+
+def _premium(document: dict[str, Any]) -> dict[str, str] | None:
+    tier = document.get("service_tier")
+    return {"service_tier": tier} if tier in _PREMIUM_TIERS else None
 
 
 def _usage_edits(document: dict[str, Any], body: bytes) -> Iterator[Edit]:

@@ -5,6 +5,8 @@ what JSON leaves open is refused: a key twice at any depth, numbers beyond a dou
 not UTF-8, a byte order mark, anything after the document. Source: RFC 8259, sections 4, 6 and 8.
 """
 
+import re
+from math import isfinite
 from typing import Any
 
 import jiter
@@ -14,6 +16,10 @@ from extauthz.reasons import Reason
 
 ROOT_KEYS_MAX = 256
 _SECRET_FREE_ERRORS = 60
+
+# What any text of a number beyond a double has: an exponent of three digits, or 300 digits.
+_HUGE_NUMBER = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
+_DOUBLE_MAX = 2**1024
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -44,7 +50,34 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise RequestError(
             Reason.UNPARSEABLE_BODY, f"the request body has more than {ROOT_KEYS_MAX} root keys"
         )
+    if any(key != key.casefold() for key in document):
+        # Some readers (Go's encoding/json) take "N" for "n", and the last of the two wins.
+        raise RequestError(
+            Reason.AMBIGUOUS_BODY,
+            "the request body has a root key in upper case, which some servers read as the one in "
+            "lower case: write it in lower case",
+        )
+    if _HUGE_NUMBER.search(body) and not _all_finite(document):
+        raise RequestError(
+            Reason.UNPARSEABLE_BODY, "the request body has a number that no double can hold"
+        )
     return document
+
+
+def _all_finite(document: dict[str, Any]) -> bool:
+    """Whether every number at any depth is one that all readers can hold: 1e999 is read as inf."""
+    todo: list[Any] = [document]
+    while todo:
+        holder = todo.pop()
+        for value in holder.values() if isinstance(holder, dict) else holder:
+            if isinstance(value, (dict, list)):
+                todo.append(value)
+            elif isinstance(value, float):
+                if not isfinite(value):
+                    return False
+            elif type(value) is int and abs(value) >= _DOUBLE_MAX:
+                return False
+    return True
 
 
 def _place(text: str) -> str:

@@ -107,7 +107,7 @@ class Sidecar:
     def write_config(self) -> None:
         self.config_path.write_text(yaml.safe_dump(self.config, sort_keys=False))
 
-    def start(self, *, wait: bool = True) -> None:
+    def start(self, *, wait: bool = True, start_new_session: bool = False) -> None:
         self.write_config()
         with (self.dir / "up.log").open("ab") as log:
             self._started_at = log.tell()
@@ -116,6 +116,7 @@ class Sidecar:
                 env=self.env,
                 stdout=log,
                 stderr=log,
+                start_new_session=start_new_session,
             )
         if wait:
             self.until_ready()

@@ -28,7 +28,8 @@ def make_key(entropy: bytes) -> str:
 
 def hash_key(key: str) -> str:
     """The only form in which a key is stored or compared: `sha256:<hex>`."""
-    return KEY_HASH_PREFIX + hashlib.sha256(key.encode()).hexdigest()
+    # A header need not be Unicode: whatever it holds has a hash, and is nobody's key.
+    return KEY_HASH_PREFIX + hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
 def read_credential(headers: Mapping[str, str]) -> str:

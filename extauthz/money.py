@@ -13,6 +13,10 @@ AMOUNT_MAX = 2**52
 one bit is left so that the sum of two amounts is exact too. In nano-USD: 4.5 million USD."""
 
 
+_NANOUSD = Decimal("1e-9")
+_USD_MAX = Decimal(AMOUNT_MAX) / NANOUSD_PER_USD
+
+
 class AmountError(ValueError):
     """An amount of money that is not a decimal number in the allowed range."""
 
@@ -23,17 +27,20 @@ def parse_usd(value: Decimal | int | str) -> int:
     Raises:
         AmountError: not a number, negative, finer than a nano-USD, or above `AMOUNT_MAX`.
     """
+    if isinstance(value, (bool, float)):  # 0.1 as a float is not 0.1
+        raise AmountError(f"{value!r} is not an amount in USD, write for example 25.00")
     try:
-        amount = Decimal(value) * NANOUSD_PER_USD
+        usd = Decimal(value)
     except (InvalidOperation, ValueError, TypeError) as error:
         raise AmountError(f"{value!r} is not an amount in USD, write for example 25.00") from error
-    if not amount.is_finite() or amount < 0:
+    if not usd.is_finite() or usd < 0:
         raise AmountError(f"{value} USD: an amount is zero or more")
-    if amount > AMOUNT_MAX:
+    # Comparisons are exact whatever the number of digits; a product would be rounded to 28.
+    if usd > _USD_MAX:
         raise AmountError(f"{value} USD: an amount is at most {format_usd(AMOUNT_MAX)} USD")
-    if amount != amount.to_integral_value():
+    if usd != usd.quantize(_NANOUSD):
         raise AmountError(f"{value} USD: an amount has at most nine decimal places")
-    return int(amount)
+    return int(usd * NANOUSD_PER_USD)
 
 
 def ceil_nanousd(usd: Decimal) -> int:

@@ -57,9 +57,29 @@ class Window:
         if self.period is Period.HOUR:
             into_hour_ms = (local.minute * 60 + local.second) * 1000 + at_ms % 1000
             start_ms = at_ms - into_hour_ms
-            return Bounds(start_ms, start_ms + _HOUR_MS)
+            return _within_one_offset(start_ms, at_ms, start_ms + _HOUR_MS, zone)
         first, after = _days(self.period, local.date())
+        if _midnight_ms(after, zone) <= at_ms:
+            # The clocks went back over midnight (St. John's, to 2011): the new day had begun.
+            first, after = _days(self.period, after)
         return Bounds(_midnight_ms(first, zone), _midnight_ms(after, zone))
+
+
+def _within_one_offset(start_ms: int, at_ms: int, end_ms: int, zone: ZoneInfo) -> Bounds:
+    """The hour around an instant, ended where the clocks change in its middle.
+
+    Where they change by half an hour (Lord Howe Island), the hours on both sides would overlap.
+    """
+    offset = _offset(at_ms, zone)
+    if _offset(start_ms, zone) == offset == _offset(end_ms - _MINUTE_MS, zone):
+        return Bounds(start_ms, end_ms)
+    minutes = range(start_ms, end_ms, _MINUTE_MS)
+    same = [minute for minute in minutes if _offset(minute, zone) == offset]
+    return Bounds(same[0], same[-1] + _MINUTE_MS)
+
+
+def _offset(at_ms: int, zone: ZoneInfo) -> timedelta | None:
+    return datetime.fromtimestamp(at_ms / 1000, zone).utcoffset()
 
 
 def _days(period: Period, day: date) -> tuple[date, date]:

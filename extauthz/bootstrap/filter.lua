@@ -18,11 +18,11 @@
 -- Why a scanner: models and prompts control whole objects inside these bodies (tool_use.input,
 -- functionCall.args), with any key in them. So a key counts by its place, and strings and depth are
 -- tracked; without recursion, and without holding a body back. Why byte loops and plain finds, but
--- no patterns: those LuaJIT compiles.
+-- no patterns, and tables whose fields are all there from the start: LuaJIT compiles those well.
 
-local find, sub, byte, lower, concat = string.find, string.sub, string.byte, string.lower, table.concat
+local find, sub, byte, lower = string.find, string.sub, string.byte, string.lower
 
-local AUTHZ_NAMESPACE, USAGE_NAMESPACE = "envoy.filters.http.ext_authz", "extauthz.usage"
+local CALL_NAMESPACE, USAGE_NAMESPACE = "envoy.filters.http.ext_authz", "extauthz.usage"
 local KEY_BYTES_MAX, VALUE_BYTES_MAX = 64, 65536
 local LF, CR, SPACE, QUOTE, COMMA, BACKSLASH = 10, 13, 32, 34, 44, 92
 local OPEN_LIST, CLOSE_LIST, OPEN_OBJECT, CLOSE_OBJECT = 91, 93, 123, 125
@@ -57,73 +57,89 @@ local SSE_ROOT = {
 }
 local SSE_DOCUMENT = {[NO_KEY] = {inside = {[OPEN_OBJECT] = SSE_ROOT}}}
 
+-- Every wrapper that Envoy hands out dies when the script yields: it is fetched for each write.
+local function set(handle, key, value)
+  handle:streamInfo():dynamicMetadata():set(USAGE_NAMESPACE, key, value)
+end
+
+local function report(facts, field, text)
+  local value = field.value or text
+  if not value then return set(facts.handle, "oversize", true) end
+  if value == facts.reported[field.fact] then return end
+  facts.reported[field.fact] = value
+  set(facts.handle, field.fact, value)
+end
+
 -- The scanner of one JSON document, which comes in pieces of any size.
 
+local function new_document(top, facts)
+  return {
+    top = top, facts = facts, scopes = {[0] = top}, depth = 0, key = NO_KEY,
+    in_string = false, escaped = false, keeping = false, kept = "", kept_from = 1, kept_max = 0,
+  }
+end
+
 local function restart(doc)
-  doc.depth, doc.key, doc.keeping, doc.in_string, doc.escaped = 0, NO_KEY, nil, false, false
-  doc.scopes[0] = doc.top
+  doc.scopes[0], doc.depth, doc.key = doc.top, 0, NO_KEY
+  doc.in_string, doc.escaped, doc.keeping = false, false, false
 end
 
-local function new_document(top, report)
-  local doc = {top = top, report = report, scopes = {}}
-  restart(doc)
-  return doc
-end
-
--- Text is kept up to bytes_max; of longer text only `false` is kept.
 local KEY = {}
-local function keep_from(doc, what, at, bytes_max)
-  doc.keeping, doc.kept_from, doc.kept, doc.kept_bytes_max = what, at, "", bytes_max
+local function keep_key(doc, at)
+  doc.keeping, doc.kept, doc.kept_from, doc.kept_max = KEY, "", at, KEY_BYTES_MAX
 end
 
+local function keep_value(doc, field, first_byte, at)
+  if not field or field.first_byte ~= first_byte then return end
+  if field.first_wins and doc.facts.reported[field.fact] then return end
+  doc.keeping, doc.kept, doc.kept_from, doc.kept_max = field, "", at, VALUE_BYTES_MAX
+end
+
+-- Adds the text up to `at`; of a text that is too long, only `false` is kept.
 local function keep_to(doc, s, at)
-  local fits = doc.kept and #doc.kept + at - doc.kept_from + 1 <= doc.kept_bytes_max
-  doc.kept = fits and doc.kept .. sub(s, doc.kept_from, at)
+  local kept, from = doc.kept, doc.kept_from
+  local text = kept and #kept + at - from < doc.kept_max and sub(s, from, at)
+  doc.kept = text and (kept == "" and text or kept .. text)
 end
 
 local function value_ends(doc, s, at)
   keep_to(doc, s, at)
-  doc.report(doc.keeping, doc.kept)
-  doc.keeping = nil
-end
-
-local function string_begins(doc, scope, at)
-  if not doc.key then return keep_from(doc, KEY, at + 1, KEY_BYTES_MAX) end
-  local field = scope[doc.key]
-  if field and field.first_byte == QUOTE then keep_from(doc, field, at, VALUE_BYTES_MAX) end
+  report(doc.facts, doc.keeping, doc.kept)
+  doc.keeping = false
 end
 
 local function string_ends(doc, s, at)
   if doc.keeping == KEY then
     keep_to(doc, s, at - 1)
-    doc.key, doc.keeping = doc.kept or "", nil  -- too long: a key, but none of ours
-  elseif doc.keeping and doc.keeping.first_byte == QUOTE then
+    doc.key, doc.keeping = doc.kept or "", false  -- too long: a key, but none of ours
+  elseif doc.keeping.first_byte == QUOTE then
     value_ends(doc, s, at)
   end
 end
 
--- Passes over the string whose inside goes on at `at`; returns where to go on. The first quote ends
--- it if no backslash stands before; else its escapes are walked.
-local function pass_string(doc, s, at, last)
-  local quote = find(s, '"', at, true) or last + 1
-  if byte(s, quote - 1) == BACKSLASH then
-    while at <= last do
-      local c = byte(s, at)
-      if c == QUOTE then break end
-      at = at + (c == BACKSLASH and 2 or 1)
-    end
-  else
-    at = quote
-  end
-  doc.in_string, doc.escaped = at > last, at > last + 1
-  if not doc.in_string then string_ends(doc, s, at) end
-  return at + 1
+-- Is the byte at `at` escaped, by an odd run of backslashes that begins at `from` or later?
+local function is_escaped(s, from, at)
+  local run = at
+  while run > from and byte(s, run - 1) == BACKSLASH do run = run - 1 end
+  return (at - run) % 2 == 1
 end
 
-local function opens(doc, first_byte, at)
+-- Passes over the string whose inside goes on at `at`; returns where to go on.
+local function pass_string(doc, s, at, last)
+  local quote = find(s, '"', at, true)
+  while quote and is_escaped(s, at, quote) do
+    at = quote + 1
+    quote = find(s, '"', at, true)
+  end
+  doc.in_string, doc.escaped = not quote, not quote and is_escaped(s, at, last + 1)
+  if quote and doc.keeping then string_ends(doc, s, quote) end
+  return (quote or last) + 1
+end
+
+local function open(doc, first_byte, at)
   local scope = doc.scopes[doc.depth]
   local field = scope and scope[doc.key]
-  if field and field.first_byte == first_byte then keep_from(doc, field, at, VALUE_BYTES_MAX) end
+  keep_value(doc, field, first_byte, at)
   local inside = field and field.inside and field.inside[first_byte]
   if inside then doc.key = NO_KEY end
   doc.depth = doc.depth + 1
@@ -131,7 +147,7 @@ local function opens(doc, first_byte, at)
   return inside
 end
 
-local function closes(doc, s, at)
+local function close(doc, s, at)
   doc.depth, doc.key = doc.depth - 1, NO_KEY
   local scope = doc.scopes[doc.depth]
   if scope and doc.keeping then value_ends(doc, s, at) end
@@ -139,22 +155,25 @@ local function closes(doc, s, at)
 end
 
 local function scan(doc, s)
-  local at, last = 1, #s
+  local at, last, scope = 1, #s, doc.scopes[doc.depth]
   doc.kept_from = 1
   if doc.in_string and last > 0 then at = pass_string(doc, s, doc.escaped and 2 or 1, last) end
-  local scope = doc.scopes[doc.depth]
   while at <= last do
     local c = byte(s, at)
     if c == QUOTE then
-      if scope then string_begins(doc, scope, at) end
+      if scope and doc.key then
+        keep_value(doc, scope[doc.key], QUOTE, at)
+      elseif scope then
+        keep_key(doc, at + 1)
+      end
       at = pass_string(doc, s, at + 1, last)
     else
       if c == COMMA then
         if scope then doc.key = NO_KEY end
       elseif c == OPEN_OBJECT or c == OPEN_LIST then
-        scope = opens(doc, c, at)
+        scope = open(doc, c, at)
       elseif c == CLOSE_OBJECT or c == CLOSE_LIST then
-        scope = closes(doc, s, at)
+        scope = close(doc, s, at)
       end
       at = at + 1
     end
@@ -167,66 +186,58 @@ end
 local BOM = "\239\187\191"
 local LINE_START_BYTES = #BOM + #"data: "
 
--- Returns where the data of the line from `at` to before `line_end` begins; nil if it has none.
+local function new_event_stream(facts)
+  return {
+    doc = new_document(SSE_DOCUMENT, facts), events = 0, held = "", first_line = true,
+    in_event = false, in_line = false, data_at = false, after_cr = false,
+  }
+end
+
+-- Returns where the data of the line from `at` to before `line_end` begins; false if it has none.
 local function data_begins(s, at, line_end)
   if sub(s, at, at + 4) == "data:" then return at + (byte(s, at + 5) == SPACE and 6 or 5) end
-  if line_end - at == 4 and sub(s, at, at + 3) == "data" then return line_end end
-  return nil
+  return line_end - at == 4 and sub(s, at, at + 3) == "data" and line_end
 end
 
--- Returns how to feed a piece of the body, and how to ask for the number of events so far.
-local function sse_reader(report)
-  local doc, events = new_document(SSE_DOCUMENT, report), 0
-  local held, first_line, after_cr = "", true, false
-  local in_event, in_line, data_at = false, false, nil
-
-  local function begin_line(s, at, line_end)
-    if first_line and sub(s, at, at + #BOM - 1) == BOM then at = at + #BOM end
-    first_line, in_line, data_at = false, true, data_begins(s, at, line_end)
-    if at == line_end then
-      in_event = false
-    elseif data_at and in_event then
-      scan(doc, "\n")  -- the data lines of one event are one document
-    elseif data_at then
-      restart(doc)
-      in_event, events = true, events + 1
-    end
+local function begin_line(sse, s, at, line_end)
+  if sse.first_line and sub(s, at, at + 2) == BOM then at = at + #BOM end
+  sse.first_line, sse.data_at = false, data_begins(s, at, line_end)
+  if at == line_end then
+    sse.in_event = false
+  elseif sse.data_at and sse.in_event then
+    scan(sse.doc, "\n")  -- the data lines of one event are one document
+  elseif sse.data_at then
+    restart(sse.doc)
+    sse.in_event, sse.events = true, sse.events + 1
   end
+end
 
-  local function feed(piece)
-    local s = held .. piece
-    local at, last, lf, cr = 1, #s, 0, 0
-    held = ""
-    while at <= last do
-      if after_cr and byte(s, at) == LF then at = at + 1 end
-      if lf < at then lf = find(s, "\n", at, true) or last + 1 end
-      if cr < at then cr = find(s, "\r", at, true) or last + 1 end
-      local line_end = lf < cr and lf or cr
-      local line_goes_on = line_end > last
-      after_cr = line_end == cr and not line_goes_on
-      if not in_line and line_goes_on and last - at + 1 < LINE_START_BYTES then
-        held = sub(s, at)
-        break
-      end
-      if in_line then data_at = data_at and at else begin_line(s, at, line_end) end
-      if data_at then scan(doc, sub(s, data_at, line_end - 1)) end
-      in_line, at = line_goes_on, line_end + 1
+local function scan_events(sse, piece)
+  local s = sse.held .. piece
+  local at, last, lf, cr = 1, #s, 0, 0
+  sse.held = ""
+  while at <= last do
+    if sse.after_cr and byte(s, at) == LF then at = at + 1 end
+    if lf < at then lf = find(s, "\n", at, true) or last + 1 end
+    if cr < at then cr = find(s, "\r", at, true) or last + 1 end
+    local line_end = lf < cr and lf or cr
+    local line_goes_on = line_end > last
+    sse.after_cr = line_end == cr and not line_goes_on
+    if not sse.in_line and line_goes_on and last - at + 1 < LINE_START_BYTES then
+      sse.held = sub(s, at)
+      break
     end
+    if sse.in_line then sse.data_at = sse.data_at and at else begin_line(sse, s, at, line_end) end
+    if sse.data_at then scan(sse.doc, sub(s, sse.data_at, line_end - 1)) end
+    sse.in_line, at = line_goes_on, line_end + 1
   end
-
-  return feed, function() return events end
 end
 
-local function json_reader(report)
-  local doc = new_document(JSON_DOCUMENT, report)
-  return function(piece) scan(doc, piece) end, function() return nil end
-end
-
--- Envoy's entry points. Every wrapper that Envoy hands out dies when the script yields.
+-- Envoy's entry points.
 
 local function metered_call(handle)
-  local call = handle:streamInfo():dynamicMetadata():get(AUTHZ_NAMESPACE)
-  return call and call.rid and call or nil
+  local call = handle:streamInfo():dynamicMetadata():get(CALL_NAMESPACE)
+  return call and call.rid and call
 end
 
 -- Raises an error for anything but edits that fit the body exactly.
@@ -244,7 +255,7 @@ local function edit_request(handle)
     done = offset + dropped
   end
   pieces[#pieces + 1] = body:getBytes(done, size - done)
-  body:setBytes(concat(pieces))
+  body:setBytes(table.concat(pieces))
 end
 
 -- When a script fails, Envoy forwards the request as it came: no error may leave this function.
@@ -256,33 +267,24 @@ end
 
 function envoy_on_response(handle)
   if not metered_call(handle) then return end
-  local function set(key, value) handle:streamInfo():dynamicMetadata():set(USAGE_NAMESPACE, key, value) end
-
   local encoding = handle:headers():get("content-encoding") or "identity"
-  if lower(encoding) ~= "identity" then return set("content_encoding", encoding) end
+  if lower(encoding) ~= "identity" then return set(handle, "content_encoding", encoding) end
   local content_type = handle:headers():get("content-type") or ""
   local media_type = lower(content_type:match("^[^;]*"))
   local is_sse = media_type:find("text/event-stream", 1, true)
-  if not is_sse and not media_type:find("json", 1, true) then return set("content_type", content_type) end
+  local is_json = media_type:find("json", 1, true)
+  if not is_sse and not is_json then return set(handle, "content_type", content_type) end
 
-  local reported = {}
-  local function report(field, text)
-    local known, value = reported[field.fact], field.value or text
-    if not value then return set("oversize", true) end
-    if value == known or known and field.first_wins then return end
-    reported[field.fact] = value
-    set(field.fact, value)
-  end
-
-  local feed, events = (is_sse and sse_reader or json_reader)(report)
-  local bytes = 0
+  local facts, bytes = {handle = handle, reported = {}}, 0
+  local reader = is_sse and new_event_stream(facts) or new_document(JSON_DOCUMENT, facts)
+  local read = is_sse and scan_events or scan
   for chunk in handle:bodyChunks() do
     local piece = chunk:getBytes(0, chunk:length())
     bytes = bytes + #piece
-    feed(piece)
+    read(reader, piece)
   end
-  feed("\n")  -- the last line of SSE needs no end of its own
-  if is_sse then set("events", events()) end
-  set("bytes", bytes)
-  set("complete", true)
+  read(reader, "\n")  -- the last line of SSE needs no end of its own
+  if is_sse then set(handle, "events", reader.events) end
+  set(handle, "bytes", bytes)
+  set(handle, "complete", true)
 end

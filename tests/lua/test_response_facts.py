@@ -237,8 +237,9 @@ class TestServerSentEvents:
     def test_a_last_line_of_four_bytes_is_an_event(self, lua_filter):
         assert lift(lua_filter, "data: 1\n\ndata", SSE)["events"] == 2
 
-    def test_broken_data_does_not_reach_the_next_event(self, lua_filter):
-        broken = (
+    @pytest.mark.parametrize(
+        "broken",
+        [
             "}}]]",
             '{"a":"',
             '{"usage":{"a',
@@ -247,12 +248,21 @@ class TestServerSentEvents:
             "[[{",
             '"usage',
             "{",
-        )
-        body = events(*broken, f'{{"usage":{USAGE},"model":"m"}}')
-        facts = lift(lua_filter, body, SSE)
+            "plain",
+        ],
+    )
+    def test_broken_data_does_not_reach_the_next_event(self, lua_filter, broken):
+        facts = lift(lua_filter, events(broken, f'{{"usage":{USAGE},"model":"m"}}'), SSE)
         assert facts["usage"] == USAGE
         assert facts["model"] == '"m"'
         assert "usage_start" not in facts
+
+    def test_comments_and_other_fields_reach_no_document(self, lua_filter):
+        other = f'{{"usage":{FORGED},"model":"x"}}'
+        body = f'data: {{\n: {other}\nevent: {other}\n{other}\ndata: "usage":{USAGE}}}\n\n'
+        facts = lift(lua_filter, body, SSE)
+        assert facts["usage"] == USAGE
+        assert "model" not in facts
 
     def test_an_event_of_more_than_a_megabyte_is_read(self, lua_filter):
         text = json.dumps('say "hi"\\ ' * 200_000)
@@ -288,6 +298,15 @@ class TestReporting:
             facts = lift(lua_filter, f'{{"{key}":{value}}}')
             assert facts.get("oversize") is oversize
             assert facts.get(key) == (None if oversize else value)
+
+    def test_an_empty_piece_changes_nothing_even_amid_an_escape_or_a_line_end(self, lua_filter):
+        body = b'{"a":"\\"","usage":{"b":"\\\\"}}'
+        pieces = [piece for byte in by_byte(body) for piece in (byte, b"")]
+        assert lua_filter.response(pieces)["usage"] == b'{"b":"\\\\"}'
+        pieces = [b"data: {\r", b"", b"\n", b"", b"data: ", b"", b'"usage":{}}\r', b"", b"\n\r\n"]
+        facts = lua_filter.response(pieces, SSE)
+        assert facts["usage"] == b"{}"
+        assert facts["events"] == 1
 
     def test_an_empty_body_is_complete(self, lua_filter):
         assert lua_filter.response([]) == {"bytes": 0, "complete": True}

@@ -127,7 +127,7 @@ def event_streams(draw):
     lines = []
     for document in draw(st.lists(st.one_of(DOCUMENT, st.just("[DONE]")), max_size=4)):
         lines += draw(
-            st.lists(st.sampled_from(["event: x", ": usage", "id", "dat", ""]), max_size=2)
+            st.lists(st.sampled_from(["event: x", ': {"usage":{}}', "id", "dat", ""]), max_size=2)
         )
         space = draw(st.sampled_from(["", " "]))
         lines += [
@@ -152,7 +152,7 @@ def cut(draw, bodies):
     ids=["JSON", "SSE"],
 )
 def test_facts_equal_the_reference_however_the_body_is_cut(lua_filter, content_type, bodies):
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=250, deadline=None)
     @given(cut(bodies))
     def check(case):
         body, pieces = case

@@ -1,6 +1,7 @@
 """What the scripts leave behind in a real server, and that they touch only what they declare."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from ledger_calls import DAY_MS, STARTS, TABLE, Call, event, is_as_expected, now_ms, tell
@@ -106,6 +107,43 @@ async def test_a_lease_without_its_reservation_does_not_stay_due_for_ever(
 
     (ending,) = await redis_store.expire(call.org, now_ms(), DAY_MS, 1)
     assert ending.id == other.id
+
+
+async def test_a_lease_renewed_while_it_was_found_due_is_not_charged(
+    redis_store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Call()
+    await redis_store.reserve(call.reserve())
+    find_due = redis_store._due
+
+    async def find_due_and_be_overtaken(*args: Any) -> Any:
+        due = await find_due(*args)
+        assert await redis_store.renew(call.renew(lease_ms=DAY_MS))
+        return due
+
+    monkeypatch.setattr(redis_store, "_due", find_due_and_be_overtaken)
+
+    assert await redis_store.expire(call.org, now_ms(), DAY_MS, 10) == []
+    assert await redis_store.open_reservations(call.org) == 1
+
+
+@pytest.mark.parametrize("start", ["held", "expired"])
+@pytest.mark.parametrize("name", ["settle for nothing", "release", "expire"])
+async def test_a_lost_counter_never_goes_below_zero(
+    redis_store: RedisStore, any_server: Server, start: str, name: str
+) -> None:
+    call = Call()
+    for step in STARTS[start]:
+        await tell(redis_store, event(call, step))
+    client = any_server.client()
+    client.delete(*call.keys)
+    client.close()
+
+    await tell(redis_store, event(call, name))
+
+    for balance in await redis_store.balances(call.org, call.keys):
+        assert balance.held == 0
+        assert balance.spent >= 0
 
 
 class DeclaredKeysOnly(Connections):

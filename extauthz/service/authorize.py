@@ -6,6 +6,7 @@ given back by its id.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,12 +27,15 @@ from extauthz.policies import Agent, Line, Upstream
 from extauthz.pricing import Estimate, PricedModel
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Edit, Metering, RequestError, RequestFacts
+from extauthz.providers.strict_json import must_be_plain
 from extauthz.reasons import Decision, Reason
 from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.lines import blocking, lines_of, shadow_denies
 from extauthz.service.rules import Clock, Rules
 from extauthz.service.waiting import HeldRoom
 from extauthz.store.base import LedgerStore, StoreError
+
+log = logging.getLogger(__name__)
 
 _ROOM_IS_HELD = (Reason.BUDGET_HELD, Reason.TOO_MANY_IN_FLIGHT)
 """Refusals that the end of a call under way may lift. An agent with `max_in_flight: 1` that calls
@@ -130,6 +134,11 @@ class Authorizer:
             verdict.message = denied.message
             if denied.status == 503:
                 verdict.decision = Decision.ERROR
+        except Exception:
+            log.exception("a call was refused because of an error of this program")
+            verdict.decision, verdict.status = Decision.ERROR, 503
+            verdict.reason = Reason.SERVICE_UNAVAILABLE
+            verdict.message = "the budget service met an error of its own: try again shortly"
         return verdict
 
     def _route(self, call: CallAttributes, verdict: Verdict) -> Metering:
@@ -179,6 +188,7 @@ class Authorizer:
             return False
         assert verdict.upstream is not None
         try:
+            must_be_plain(call.headers)
             verdict.facts = await self.reader.read(
                 verdict.upstream.api, call.path, call.body, caller=agent.name
             )
@@ -205,6 +215,13 @@ class Authorizer:
                 Reason.UNPRICED_MODEL,
                 403,
                 "this model has no known price, so it is not allowed: add it under 'prices'",
+            )
+        if not priced.covers(facts, verdict.at_ms):
+            raise Denied(
+                Reason.UNPRICED_MODEL,
+                403,
+                "what this call asks for (audio, or to be served faster) has no known price for "
+                "this model, so it is not allowed: send the call without it",
             )
         default_cap = None if facts.output_tokens_cap else agent.default_output_tokens
         verdict.priced = priced
@@ -235,7 +252,8 @@ class Authorizer:
             await self.room.wait([line.hold.key for line in lines], left_ms / 1000)
         verdict.waited_ms = self.clock() - verdict.at_ms
         verdict.record = _record(command, lines, verdict, at_ms)
-        self.open_calls[call.request_id] = verdict.record
+        if call.request_id:  # an empty one would be the index of every call without
+            self.open_calls[call.request_id] = verdict.record
         before = [
             Balance(balance.spent, balance.held - line.hold.amount)
             for line, balance in zip(lines, verdict.balances, strict=True)
@@ -282,6 +300,9 @@ class Authorizer:
                 503,
                 "the budget store does not answer, so no call is let through: try again shortly",
             ) from error
+        except Exception:
+            self.abandoner.abandon(abandon)
+            raise
         if isinstance(answer, Reserved | Refused):
             return isinstance(answer, Reserved), answer.balances
         self.abandoner.abandon(abandon)

@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from extauthz.money import AMOUNT_MAX
+
 VERSION = 1
 
 
@@ -69,21 +71,41 @@ class CallRecord:
         """
         try:
             data = json.loads(text)
-            if data["v"] != VERSION:
-                raise RecordError(f"a call record of version {data['v']!r}, not {VERSION}")
-            return cls(
-                data["id"],
-                data["decision"],
-                data["org"],
-                data["agent"],
-                data["provider"],
-                data["model"],
-                int(data["at"]),
-                int(data["estimate"]),
+            version = data["v"]
+            record = cls(
+                _text(data["id"]),
+                _text(data["decision"]),
+                _text(data["org"]),
+                _text(data["agent"]),
+                _text(data["provider"]),
+                _text(data["model"]),
+                _number(data["at"]),
+                _number(data["estimate"], AMOUNT_MAX),
                 tuple(
-                    HeldPart(key, unit, int(amount), int(forget_at_ms))
-                    for key, unit, amount, forget_at_ms in data["parts"]
+                    HeldPart(_text(key), _text(unit), _number(held, AMOUNT_MAX), _number(forget_ms))
+                    for key, unit, held, forget_ms in data["parts"]
                 ),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise RecordError("the metadata is not a call record") from error
+        if version != VERSION:
+            raise RecordError(f"a call record of another version than {VERSION}")
+        if not record.parts or len({part.key for part in record.parts}) < len(record.parts):
+            raise RecordError("a call record without parts, or with a counter twice")
+        return record
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name is a string")
+    return value
+
+
+def _number(value: object, maximum: int = 2**63) -> int:
+    """A whole number of zero or more, which is written as a string."""
+    if not isinstance(value, str) or not value.isascii() or not value.isdecimal():
+        raise TypeError("an amount is a string of digits")
+    number = int(value)
+    if number > maximum:
+        raise ValueError("an amount is above what the ledger holds")
+    return number

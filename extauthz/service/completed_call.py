@@ -54,8 +54,10 @@ def ending_of(call: CompletedCall) -> Ending:
     """
     if call.periodic:
         return Ending.RENEW
+    if call.captured.usage is not None or call.captured.usage_start is not None:
+        return Ending.CHARGE  # whatever else the entry says, the provider has begun to count
     if not call.left or call.refused:
         return Ending.RELEASE
-    if call.via_upstream and call.status in UNBILLED_STATUS and call.captured.usage is None:
+    if call.via_upstream and call.status in UNBILLED_STATUS:
         return Ending.RELEASE
     return Ending.CHARGE

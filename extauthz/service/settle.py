@@ -16,7 +16,7 @@ from extauthz.ledger import (
     Renew,
     Settle,
 )
-from extauthz.money import AMOUNT_MAX, AmountError
+from extauthz.money import AMOUNT_MAX
 from extauthz.policies import MissingUsage
 from extauthz.providers import ADAPTERS
 from extauthz.service.call_record import CallRecord, HeldPart
@@ -28,6 +28,9 @@ from extauthz.store.base import LedgerStore, StoreError
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
 log = logging.getLogger(__name__)
+
+_UNKNOWN_MODEL = "unknown"
+"""Where no price list names the model: the client's own spelling would be a label without bound."""
 
 RETRYABLE = (StoreError, ClockSkewError)
 """The store did not take the command: the same one again may be taken."""
@@ -115,8 +118,7 @@ class Settler:
 
     async def _renew(self, call: CompletedCall) -> None:
         policies = self.rules.policies
-        report = _report(self.rules, call)
-        cost, _ = self._cost(call, report)
+        report, cost, _ = self._report(call)
         observed = tuple(
             0 if part.unit == "in_flight" else _amount(part, report, cost) or 0
             for part in call.record.parts
@@ -135,7 +137,7 @@ class Settler:
             log.exception("a lease cannot be renewed, so it will run out and be charged")
 
     async def _release(self, call: CompletedCall) -> None:
-        settlement = Settlement(call, Wanted.RELEASE, UNKNOWN_USAGE, 0, call.record.model)
+        settlement = Settlement(call, Wanted.RELEASE, UNKNOWN_USAGE, 0, _UNKNOWN_MODEL)
         try:
             answer = await self.store.release(self._release_command(call.record))
         except INAPPLICABLE:
@@ -155,8 +157,7 @@ class Settler:
 
     def _price(self, call: CompletedCall) -> tuple[Settlement, Settle]:
         record, policies = call.record, self.rules.policies
-        report = _report(self.rules, call)
-        cost, priced_model = self._cost(call, report)
+        report, cost, priced_model = self._report(call)
         agent = policies.agents.get(record.agent)
         missing = agent.missing_usage if agent else MissingUsage.ESTIMATE
         charges = tuple(
@@ -175,33 +176,29 @@ class Settler:
         )
         return Settlement(call, Wanted.CHARGE, report, told, priced_model), command
 
-    def _cost(self, call: CompletedCall, report: UsageReport) -> tuple[int | None, str]:
-        """The cost in nano-USD at the served model's price, None if it cannot be known."""
+    def _report(self, call: CompletedCall) -> tuple[UsageReport, int | None, str]:
+        """What was used, its cost at the served model's price (None: unknown), and that model."""
         record = call.record
         upstream = self.rules.policies.upstreams.get(record.provider)
         if upstream is None:
-            return None, "unknown"
+            return UNKNOWN_USAGE, None, _UNKNOWN_MODEL
+        report = ADAPTERS[upstream.api].read_usage(call.captured)
         priced = self.rules.prices.settled_at(
             record.provider, upstream.price_provider, record.model, report.served_model
         )
         if priced is None:
-            return None, "unknown"
+            return report, None, _UNKNOWN_MODEL
         if report.exactness is Exactness.UNKNOWN:
-            return None, priced.info.id
+            return report, None, priced.info.id
         try:
             cost = priced.cost(report, record.reserved_at_ms)
-        except (ValueError, AmountError):
-            return None, priced.info.id  # usage that contradicts itself is no usage
-        return min(cost, AMOUNT_MAX), priced.info.id
+        except ValueError:  # usage that contradicts itself is no usage, in any unit
+            return UNKNOWN_USAGE, None, priced.info.id
+        return report, min(cost, AMOUNT_MAX), priced.info.id
 
     def _tell(self, settlement: Settlement, outcome: Outcome, charged: tuple[int, ...]) -> None:
         self.room.notify(part.key for part in settlement.call.record.parts)
         self.observer.settled(replace(settlement, outcome=outcome, charged=charged))
-
-
-def _report(rules: Rules, call: CompletedCall) -> UsageReport:
-    upstream = rules.policies.upstreams.get(call.record.provider)
-    return ADAPTERS[upstream.api].read_usage(call.captured) if upstream else UNKNOWN_USAGE
 
 
 def _charge(part: HeldPart, report: UsageReport, cost: int | None, missing: MissingUsage) -> int:

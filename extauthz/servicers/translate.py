@@ -24,7 +24,7 @@ CALL_NAMESPACE = "extauthz.call"
 _OK, _PERMISSION_DENIED = 0, 7  # google.rpc.Code
 _DEFAULT_API = "openai"
 _HELD_RETRY_SECONDS = (1, 3)
-_REFUSED_STREAM = "remote_refused_stream_reset"
+_REFUSED_STREAM = "upstream_reset_before_response_started{remote_refused_stream_reset"
 
 
 def call_attributes(request: ext_authz_pb2.CheckRequest) -> CallAttributes:
@@ -146,7 +146,9 @@ def completed_call(entry: access_log_pb2.HTTPAccessLogEntry, record: CallRecord)
         status=response.response_code.value,
         via_upstream=details == "via_upstream",
         left=common.HasField("time_to_first_upstream_tx_byte"),
-        refused=common.response_flags.upstream_connection_failure or _REFUSED_STREAM in details,
+        refused=(
+            common.response_flags.upstream_connection_failure or details.startswith(_REFUSED_STREAM)
+        ),
         periodic=common.access_log_type == access_log_pb2.DOWNSTREAM_PERIODIC,
         ended_at_ms=started_ms + duration_ms,
         duration_ms=duration_ms,

@@ -171,7 +171,7 @@ class Sidecar:
         )
         return self.clients.enter_context(client)
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """The sum of a metric's series that have these labels; 0.0 if there is none."""
         with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=5) as response:
             text = response.read().decode()

@@ -210,7 +210,7 @@ def _config(
         "timeouts": {"drain": "3s"},
         # The runaway's calls take about a second, so their room may be held for longer than the
         # usual second: who meets it waits for its settlement, instead of being told to try again.
-        "defaults": {"timezone": _timezone_far_from_midnight(), "hold_wait": "5s"},
+        "defaults": {"timezone": timezone_at_noon(datetime.now(UTC)), "hold_wait": "5s"},
         "agents": {
             name: {
                 "keys": [hash_key(keys[name])],
@@ -221,9 +221,9 @@ def _config(
     }
 
 
-def _timezone_far_from_midnight() -> str:
+def timezone_at_noon(now: datetime) -> str:
     """Where it is about noon: a day that ends during the demo would begin a new budget."""
-    hours = 12 - datetime.now(UTC).hour
+    hours = 12 - now.hour
     return f"Etc/GMT{-hours:+d}" if hours else "Etc/GMT"  # POSIX counts westwards
 
 

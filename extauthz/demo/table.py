@@ -175,7 +175,7 @@ def summary(accounts: Sequence[AgentAccount]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     table.add_column("agent")
     table.add_column("admitted", justify="right")
-    table.add_column("denied")
+    table.add_column("denied", overflow="fold")
     for name in ("spent", "held", "limit", "provider's bill", "difference"):
         table.add_column(name, justify="right")
     places = max(

@@ -6,6 +6,7 @@ not UTF-8, a byte order mark, anything after the document. Source: RFC 8259, sec
 """
 
 import re
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
@@ -17,9 +18,13 @@ from extauthz.reasons import Reason
 ROOT_KEYS_MAX = 256
 _SECRET_FREE_ERRORS = 60
 
-# What any text of a number beyond a double has: an exponent of three digits, or 300 digits.
-_HUGE_NUMBER = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
+# What any text of a number beyond a double has: an exponent of three digits, or 300 digits. Sought
+# with every digit made a 0 first: a regular expression takes 25 times as long, 0.5 s for 20 MB.
+_DIGITS_TO_0 = bytes.maketrans(b"123456789E", b"000000000e")
+_HUGE_NUMBERS = (b"0e000", b"0e+000", b"0" * 300)
 _DOUBLE_MAX = 2**1024
+
+_CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s;,"']*)""", re.IGNORECASE)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -57,11 +62,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
             "the request body has a root key in upper case, which some servers read as the one in "
             "lower case: write it in lower case",
         )
-    if _HUGE_NUMBER.search(body) and not _all_finite(document):
+    if _may_hold_huge_number(body) and not _all_finite(document):
         raise RequestError(
             Reason.UNPARSEABLE_BODY, "the request body has a number that no double can hold"
         )
     return document
+
+
+def _may_hold_huge_number(body: bytes) -> bool:
+    shape = body.translate(_DIGITS_TO_0)
+    return any(mark in shape for mark in _HUGE_NUMBERS)
 
 
 def _all_finite(document: dict[str, Any]) -> bool:
@@ -84,6 +94,26 @@ def _place(text: str) -> str:
     """Jiter ends its errors with the place: keep that, and nothing that quotes the body."""
     _, found, place = text.rpartition(" at line ")
     return f" (line {place})" if found and len(place) < _SECRET_FREE_ERRORS else ""
+
+
+def must_be_plain(headers: Mapping[str, str]) -> None:
+    """Refuse a body that its headers call something else than UTF-8, as it is.
+
+    The provider would read other bytes than those that were checked: once inflated, or in another
+    character set (`+ACI-` is a quote in UTF-7), they could ask for another model.
+
+    Raises:
+        RequestError: `unparseable_body`.
+    """
+    if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise RequestError(
+            Reason.UNPARSEABLE_BODY, "the request body is compressed: send it without"
+        )
+    for charset in _CHARSET.findall(headers.get("content-type", "")):
+        if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+            raise RequestError(
+                Reason.UNPARSEABLE_BODY, "the request body is not UTF-8 by its content-type"
+            )
 
 
 def read_string(document: dict[str, Any], key: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import RequestError, RequestFacts
 from extauthz.reasons import Reason
+from extauthz.servicers.body_worker import READY
 
 INLINE_BYTES_MAX = 64 * 1024
 """The worst body of this size (all brackets) takes about 3 ms to read, a usual one 50 us."""
@@ -57,6 +58,9 @@ class _Reader:
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=False,
             )
+            assert self._process.stdout is not None
+            # Its imports take longer than most bodies: that time is no body's.
+            await self._process.stdout.readexactly(len(READY))
         return self._process
 
     async def start(self) -> None:
@@ -84,8 +88,8 @@ class BodyReader:
     async def start(self) -> None:
         """Start the readers, so that the first large body does not wait for one."""
         self._all = [_Reader() for _ in range(self.readers)]
+        await asyncio.gather(*(reader.start() for reader in self._all))
         for reader in self._all:
-            await reader.start()
             self._idle.put_nowait(reader)
 
     async def stop(self) -> None:
@@ -125,14 +129,22 @@ class BodyReader:
                 "the request body is too large or too complex to be read: send a smaller one",
             ) from None
         finally:
-            # A reader that was interrupted is in the middle of a body: only a new one is clean.
             if interrupted:
+                # The caller waits for it, so that no caller ever takes more than one reader. But
+                # one that is cancelled here must not take the reader with it.
                 await asyncio.shield(self._replace(reader))
-            self._idle.put_nowait(reader)
+            else:
+                self._idle.put_nowait(reader)
         if isinstance(answer, RequestError):
             raise answer
         return answer
 
     async def _replace(self, reader: _Reader) -> None:
-        await reader.stop()
-        await reader.start()
+        """A reader in the middle of a body: only a new process is clean."""
+        try:
+            await reader.stop()
+            await reader.start()
+        except (asyncio.IncompleteReadError, OSError):
+            log.exception("a reader of large bodies did not start, its next body tries again")
+        finally:
+            self._idle.put_nowait(reader)

@@ -19,6 +19,9 @@ from extauthz.reasons import Reason
 VALUES_MAX = 3_000_000
 """Most values (about as many as commas and opening brackets) in one body."""
 
+READY = b"!"
+"""What the child says first, once all that it needs is imported."""
+
 _MEMORY_BYTES_MAX = 2 * 1024**3
 _HEADER = struct.Struct("!II")
 
@@ -41,7 +44,9 @@ def read(api: str, path: str, body: bytes) -> RequestFacts | RequestError:
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
-    """Answer until the parent closes the pipe."""
+    """Say that it is ready, then answer until the parent closes the pipe."""
+    sink.write(READY)
+    sink.flush()
     while header := source.read(_HEADER.size):
         call_size, body_size = _HEADER.unpack(header)
         api, path = pickle.loads(source.read(call_size))  # noqa: S301 - our own parent's

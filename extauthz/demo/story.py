@@ -126,7 +126,8 @@ class Story:
             other.run(lambda: other.ask_openai("gpt-4.1", "And you, are you fine?", 600)),
             "assistant",
         )
-        self.screen.result("The assistant has a budget of its own, so it is still answered.")
+        if not other.tally.raised:
+            self.screen.result("The assistant has a budget of its own, so it is still answered.")
 
     def _hangup(self) -> None:
         self.screen.act(

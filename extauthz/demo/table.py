@@ -106,7 +106,7 @@ class Screen:
         for name in ("admitted", "denied", "spent", "held", "limit"):
             table.add_column(name, justify="right")
         table.add_column("of its limit", width=_BAR_WIDTH)
-        table.add_column("provider's bill", justify="right")
+        table.add_column("its bill", justify="right")
         for name, standing in standings.items():
             table.add_row(
                 Text(name, style="bold" if name == active else ""),

@@ -122,7 +122,7 @@ def test_no_usage_within_its_bounds_costs_more_than_the_estimate(case, at_ms):
 
 @pytest.mark.full
 @given(calls(), st.sampled_from(DATES))
-@settings(max_examples=20_000)
+@settings(max_examples=5_000)
 def test_no_usage_within_its_bounds_costs_more_than_the_estimate_at_length(case, at_ms):
     within(case, at_ms)
 

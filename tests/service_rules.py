@@ -1,0 +1,142 @@
+"""Policies, a clock and calls for the unit tests of the service."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+
+from extauthz.identity import hash_key
+from extauthz.ledger import Release
+from extauthz.policies import Agent, Budget, Policies, Scope, Unit, Upstream
+from extauthz.pricing import OwnPrice, PriceBook
+from extauthz.providers import ADAPTERS
+from extauthz.providers.base import RequestFacts
+from extauthz.service.authorize import Authorizer, CallAttributes
+from extauthz.service.rules import Rules
+from extauthz.service.waiting import HeldRoom
+from extauthz.store.base import LedgerStore
+from extauthz.store.memory import MemoryStore
+from extauthz.windows import Period, Window
+
+KEY = "xa_key"
+DOLLAR = 10**9
+PRICE = Decimal(1_000_000)
+"""USD per million tokens: one token is one dollar."""
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_790_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def budget(limit: int, **fields: object) -> Budget:
+    settings: dict = {
+        "org": "default", "scope": Scope.AGENT, "name": "bot", "window": Window(Period.DAY),
+        "unit": Unit.USD,
+    }  # fmt: skip
+    settings |= fields
+    factor = DOLLAR if settings["unit"] is Unit.USD else 1
+    return Budget(limit=limit * factor, **settings)
+
+
+def agent(*budgets: Budget, **fields: object) -> Agent:
+    settings: dict = {"name": "bot", "org": "default", "team": None, "hold_wait_ms": 0} | fields
+    return Agent(budgets=budgets, **settings)
+
+
+def rules(who: Agent) -> Rules:
+    """One agent; models `small` and `large` with one dollar a token in and out."""
+    return Rules(
+        Policies(
+            agents={who.name: who},
+            agent_by_key_hash={hash_key(KEY): who},
+            upstreams={
+                "openai": Upstream("openai", "openai", "openai"),
+                "anthropic": Upstream("anthropic", "anthropic", "anthropic"),
+            },
+            budgets=who.budgets,
+            lease_ms=900_000,
+            settle_horizon_ms=86_400_000,
+            stream_ms_max=3_600_000,
+        ),
+        PriceBook(
+            [
+                OwnPrice(provider, model, Decimal(0), PRICE)
+                for provider in ("openai", "anthropic")
+                for model in ("small", "large")
+            ]
+        ),
+    )
+
+
+class InlineReader:
+    """Reads at once; counts what it read."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def read(self, api: str, path: str, body: bytes, *, caller: str) -> RequestFacts:
+        assert caller
+        self.bodies.append(body)
+        return ADAPTERS[api].read_request(path, body)
+
+
+@dataclass
+class Abandoned:
+    """Remembers what is to be given back."""
+
+    commands: list[Release] = field(default_factory=list)
+
+    def abandon(self, command: Release) -> None:
+        self.commands.append(command)
+
+
+@dataclass
+class Desk:
+    """An authorizer with all it works with."""
+
+    authorizer: Authorizer
+    clock: Clock
+    abandoned: Abandoned
+    reader: InlineReader
+    room: HeldRoom
+    memory: MemoryStore
+
+    @classmethod
+    def of(cls, who: Agent, store: LedgerStore | None = None) -> "Desk":
+        clock, abandoned, reader, room = Clock(), Abandoned(), InlineReader(), HeldRoom()
+        memory = MemoryStore(clock)
+        authorizer = Authorizer(rules(who), store or memory, reader, room, abandoned, clock)
+        return cls(authorizer, clock, abandoned, reader, room, memory)
+
+
+def call(
+    dollars: int = 1, *, headers: Mapping[str, str] | None = None, **fields: object
+) -> CallAttributes:
+    """A call that can cost so many dollars."""
+    sent = {"model": "small", "max_tokens": dollars, "messages": []}
+    attributes = CallAttributes(
+        provider="openai",
+        method="POST",
+        path="/v1/chat/completions",
+        query="",
+        headers={"authorization": f"Bearer {KEY}"} if headers is None else headers,
+        body=json.dumps(sent | dict(fields.pop("sent", {}))).encode(),  # type: ignore[call-overload]
+        request_id="r-1",
+    )
+    return replace(attributes, **fields)  # type: ignore[arg-type]
+
+
+async def until(condition, turns: int = 10_000) -> None:
+    """Let other coroutines run until something is so."""
+    for _ in range(turns):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never was so")

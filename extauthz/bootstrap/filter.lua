@@ -11,7 +11,8 @@
 -- JSON text, written the moment they are complete, so that an abort keeps what was seen:
 --   usage, model, service_tier                   at the places named in the scopes below
 --   usage_start, error (true), events (number)   from SSE only
---   bytes (number), complete (true)              once, when the body was read to its end
+--   complete (true)                              at the body's end, or at SSE's own `[DONE]`
+--   bytes (number)                               at the body's end
 --   content_encoding, content_type               why a body cannot be read
 --   oversize (true)                              a value above VALUE_BYTES_MAX was not reported
 --
@@ -184,11 +185,13 @@ end
 -- SSE: data goes to the scanner as it comes; only a line's first bytes may have to wait for more.
 
 local BOM = "\239\187\191"
-local LINE_START_BYTES = #BOM + #"data: "
+local DONE = "[DONE]"
+local LINE_START_BYTES = #BOM + #"data: " + #DONE
 
 local function new_event_stream(facts)
   return {
-    doc = new_document(SSE_DOCUMENT, facts), events = 0, held = "", first_line = true,
+    doc = new_document(SSE_DOCUMENT, facts), facts = facts, events = 0, held = "",
+    first_line = true,
     in_event = false, in_line = false, data_at = false, after_cr = false,
   }
 end
@@ -202,6 +205,11 @@ end
 local function begin_line(sse, s, at, line_end)
   if sse.first_line and sub(s, at, at + 2) == BOM then at = at + #BOM end
   sse.first_line, sse.data_at = false, data_begins(s, at, line_end)
+  -- OpenAI's SDK hangs up at this line, often before the end of the body has arrived. No answer
+  -- can forge it: inside JSON a line break is escaped.
+  if sse.data_at and sub(s, sse.data_at, sse.data_at + #DONE - 1) == DONE then
+    set(sse.facts.handle, "complete", true)
+  end
   if at == line_end then
     sse.in_event = false
   elseif sse.data_at and sse.in_event then

@@ -241,6 +241,7 @@ class TestServerSentEvents:
         "broken",
         [
             "}}]]",
+            "}{",
             '{"a":"',
             '{"usage":{"a',
             '{"message":{',

@@ -17,6 +17,7 @@ _PR_SET_PDEATHSIG = 1
 _BACKOFF_SECONDS = (0.1, 5.0)
 _SETTLED_SECONDS = 10.0
 _POLL_SECONDS = 0.02
+_LAST_LINES = 3
 
 log = logging.getLogger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,7 +78,13 @@ class Child:
 
     @property
     def _messages(self) -> str:
-        return str(self.log_file or "its messages above")
+        """Where to look, and the last words that are there."""
+        if self.log_file is None:
+            return "its messages above"
+        with contextlib.suppress(OSError):
+            last_words = self.log_file.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            return "\n  ".join([f"{self.log_file}, which ends with", *last_words])
+        return str(self.log_file)
 
     async def _spawn(self) -> None:
         output = self.log_file.open("ab") if self.log_file else None

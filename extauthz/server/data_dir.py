@@ -78,6 +78,11 @@ class DataDir:
         return self.root / "access_log.jsonl"
 
     @property
+    def spool(self) -> Path:
+        """Entries that the store could not take yet."""
+        return self.root / "spool"
+
+    @property
     def admin_token(self) -> Path:
         """The admin listener's token."""
         return self.root / "admin_token"

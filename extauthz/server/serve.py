@@ -32,6 +32,7 @@ from extauthz.servicers.check import CheckServicer
 from extauthz.servicers.observing import Observer
 from extauthz.store.base import StoreError
 from extauthz.store.redis import RedisStore
+from extauthz.store.spool import Spool
 
 BODY_BYTES_MAX = 32 * 1024 * 1024
 _MESSAGE_BYTES_MAX = 256 * 1024 * 1024
@@ -80,9 +81,19 @@ class Service:
         )
         settler = Settler(self._rules, self._store, room, clock, self._observer)
         self._check = CheckServicer(authorizer, self._observer)
-        self._sink = AccessLogServicer(settler, authorizer.open_calls, self._observer)
+        self._spool = Spool(self._data_dir.spool)
+        self._metrics.spool_depth.set_function(lambda: self._spool.depth)
+        self._sink = AccessLogServicer(
+            settler, authorizer.open_calls, self._abandoned, self._spool, self._observer
+        )
         self._expiry = ExpiryLoop(
-            self._rules, self._store, room, clock, authorizer.open_calls, self._observer.expired
+            self._rules,
+            self._store,
+            room,
+            clock,
+            authorizer.open_calls,
+            self._observer.expired,
+            backlog=lambda: self._spool.depth,
         )
         self._admin = AdminServer(
             self._rules,
@@ -113,6 +124,7 @@ class Service:
         background = [
             asyncio.create_task(_forever(self._expiry.run), name="expiry"),
             asyncio.create_task(_forever(self._abandoned.run), name="abandon"),
+            asyncio.create_task(_forever(self._sink.replay), name="replay"),
         ]
         log.info("ready: Check and sink listen in %s", self._data_dir.root / "run")
         await stop.wait()
@@ -128,6 +140,7 @@ class Service:
         with contextlib.suppress(StoreError):
             await self._abandoned.drain()
         await self._reader.stop()
+        self._spool.close()
         await self._store.close()
         for runner in runners:
             await runner.cleanup()

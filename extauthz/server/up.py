@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import IO
 
 import aiohttp
-import grpc
-from grpc_health.v1 import health_pb2
 
 from extauthz.bootstrap import arguments, render
 from extauthz.config import Config, ConfigError
@@ -153,18 +151,14 @@ class Sidecar:
 
     def _service(self) -> Child:
         async def serving() -> bool:
-            target = f"unix:{self._data_dir.check_socket}"
-            async with grpc.aio.insecure_channel(target) as channel:
-                check = channel.unary_unary(
-                    "/grpc.health.v1.Health/Check",
-                    request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-                    response_deserializer=health_pb2.HealthCheckResponse.FromString,
-                )
-                try:
-                    answer = await check(health_pb2.HealthCheckRequest(), timeout=0.5)
-                except grpc.aio.AioRpcError:
-                    return False
-            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+            # By a connection and not by gRPC's health check: that would keep threads in this
+            # process, which forks.
+            try:
+                _, writer = await asyncio.open_unix_connection(self._data_dir.check_socket)
+            except OSError:
+                return False
+            writer.close()
+            return True
 
         return Child(
             "service",

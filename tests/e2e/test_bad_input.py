@@ -164,7 +164,12 @@ def test_an_envoy_that_cannot_start_leaves_its_messages_where_the_error_says(fol
     result = run("up", write(folder), env={**CREDENTIALS, "PATH": str(folder)}, hide="envoy")
 
     log = folder / "data" / "envoy.log"
-    assert_refused(result, "envoy ended at its start with status 3", f"see {log.resolve()}")
+    assert_refused(
+        result,
+        "envoy ended at its start with status 3",
+        f"see {log.resolve()}, which ends with",
+        "this is no envoy",
+    )
     assert log.read_text() == "this is no envoy\n"
     assert not _listening_sockets(folder)
 

@@ -1,0 +1,185 @@
+"""One caller's huge or contrived body delays nobody else's, and costs no reader for good."""
+
+import asyncio
+import json
+import os
+import signal
+
+import pytest
+import pytest_asyncio
+from service_rules import until
+
+from extauthz.providers import ADAPTERS
+from extauthz.providers.base import RequestError, RequestFacts
+from extauthz.reasons import Reason
+from extauthz.servicers.body_reader import INLINE_BYTES_MAX, BodyReader
+from extauthz.servicers.body_worker import VALUES_MAX, read
+
+CHAT = "/v1/chat/completions"
+SMALL = b'{"model":"gpt-4o","messages":[]}'
+
+
+def chat(size: int, **fields: object) -> bytes:
+    """A body of about this size whose model stands behind everything else."""
+    return json.dumps(
+        {
+            "messages": [{"role": "user", "content": "x" * size}],
+            "stream": True,
+            **fields,
+            "model": "gpt-4o",
+        }
+    ).encode()
+
+
+LARGE = chat(INLINE_BYTES_MAX)
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def reader():
+    reader = BodyReader()
+    await reader.start()
+    yield reader
+    await reader.stop()
+
+
+async def ask(reader: BodyReader, body: bytes, caller: str = "bot") -> RequestFacts:
+    return await reader.read("openai", CHAT, body, caller=caller)
+
+
+async def reason_of(reader: BodyReader, body: bytes, caller: str = "bot") -> Reason:
+    with pytest.raises(RequestError) as caught:
+        await ask(reader, body, caller)
+    return caught.value.reason
+
+
+def pids(reader: BodyReader) -> list[int]:
+    return [one._process.pid for one in reader._all if one._process is not None]
+
+
+@pytest.mark.parametrize("size", [10, INLINE_BYTES_MAX, 1_000_000, 20_000_000])
+async def test_a_large_body_has_the_facts_that_reading_it_at_once_has(reader, size):
+    body = chat(size, max_completion_tokens=5, service_tier="flex", n=3)
+    assert await ask(reader, body) == ADAPTERS["openai"].read_request(CHAT, body)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (LARGE + b"x", Reason.UNPARSEABLE_BODY),
+        (LARGE[:-1] + b',"n":1,"n":2}', Reason.AMBIGUOUS_BODY),
+        (LARGE[:-1] + b',"web_search_options":{}}', Reason.UNMETERED_ENDPOINT),
+        (LARGE[:-1] + b',"a":1e999}', Reason.UNPARSEABLE_BODY),
+        (b'{"a":' + b"9" * 2_000_000 + b"}", Reason.UNPARSEABLE_BODY),
+    ],
+)
+async def test_a_large_body_is_refused_for_the_reason_that_a_small_one_is(reader, body, reason):
+    before = pids(reader)
+    assert await reason_of(reader, body) is reason
+    assert pids(reader) == before
+
+
+def many_keys() -> bytes:
+    return b"{" + b",".join(b'"k%07d":1' % n for n in range(1_800_000)) + b"}"
+
+
+CONTRIVED = {
+    "22 MB of 1.8 million keys": many_keys,
+    "27 MB of []": lambda: b'{"a":[' + b"[]," * 9_000_000 + b"1]}",
+    "27 MB of commas": lambda: b'{"a":[' + b"1," * 13_500_000 + b"1]}",
+    "20 MB of brackets": lambda: b"[" * 20_000_000,
+}
+
+
+@pytest.mark.parametrize("name", CONTRIVED)
+async def test_while_a_contrived_body_is_read_and_refused_other_bodies_are_read(reader, name):
+    body = CONTRIVED[name]()
+    contrived = asyncio.create_task(reason_of(reader, body, "hostile"))
+    await until(lambda: reader._busy["hostile"])
+
+    for _ in range(50):
+        await ask(reader, SMALL, "other")
+    # They were asked after it, and are read while its reader has yet to parse a million keys.
+    assert not contrived.done() or name != "22 MB of 1.8 million keys"
+    await ask(reader, LARGE, "other")
+
+    assert await contrived in (Reason.BODY_TOO_LARGE, Reason.UNPARSEABLE_BODY)
+    assert (await ask(reader, LARGE, "hostile")).model == "gpt-4o"
+
+
+async def test_one_agents_large_bodies_take_turns_and_leave_a_reader_to_others(reader):
+    slow = [asyncio.create_task(ask(reader, chat(8_000_000), "greedy")) for _ in range(6)]
+    await until(lambda: reader._busy["greedy"])
+
+    assert (await ask(reader, LARGE, "other")).model == "gpt-4o"
+
+    assert sum(task.done() for task in slow) <= 2
+    assert reader._busy["greedy"] <= 1
+    await asyncio.gather(*slow)
+    assert not reader._busy
+
+
+async def test_a_reader_that_is_killed_in_the_middle_is_replaced(reader):
+    first = pids(reader)
+    task = asyncio.create_task(reason_of(reader, many_keys()))
+    await until(lambda: reader._idle.qsize() == 1)
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+
+    assert await task is Reason.BODY_TOO_LARGE
+
+    for _ in range(2):  # both have died: one in the middle, one while it was idle
+        try:
+            facts = await ask(reader, LARGE)
+        except RequestError:
+            facts = await ask(reader, LARGE)
+        assert facts.model == "gpt-4o"
+    assert not set(first) & set(pids(reader))
+
+
+async def test_a_caller_that_leaves_while_its_body_is_read_leaves_no_turn_taken(reader):
+    task = asyncio.create_task(ask(reader, many_keys()))
+    await until(lambda: reader._idle.qsize() == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert (await ask(reader, LARGE)).model == "gpt-4o"
+    assert not reader._busy
+
+
+async def test_callers_that_leave_while_they_wait_for_their_turn_leave_none_taken(reader):
+    first = asyncio.create_task(ask(reader, chat(8_000_000)))
+    await until(lambda: reader._busy["bot"])
+    waiting = [asyncio.create_task(ask(reader, LARGE)) for _ in range(20)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    assert (await first).model == "gpt-4o"
+    assert (await ask(reader, LARGE)).model == "gpt-4o"
+
+
+async def test_callers_that_leave_while_all_readers_are_taken_lose_none(reader):
+    taken = [asyncio.create_task(ask(reader, chat(8_000_000), f"a{n}")) for n in range(2)]
+    await until(reader._idle.empty)
+    waiting = [asyncio.create_task(ask(reader, LARGE, f"b{n}")) for n in range(5)]
+    await until(lambda: all(reader._busy[f"b{n}"] for n in range(5)))
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await asyncio.gather(*taken)
+
+    assert reader._idle.qsize() == 2
+    await until(lambda: not +reader._busy)
+
+
+async def test_the_child_counts_values_before_it_builds_any():
+    body = b'{"a":[' + b"1," * VALUES_MAX + b"1]}"
+    answer = read("openai", CHAT, body)
+    assert isinstance(answer, RequestError)
+    assert answer.reason is Reason.BODY_TOO_LARGE

@@ -144,6 +144,11 @@ class Metrics:
             "Access-log entries whose metadata is no call record.",
             registry=self.registry,
         )
+        self.spool_depth = Gauge(
+            "extauthz_spool_depth",
+            "Access-log entries on disk that the store has not taken yet.",
+            registry=self.registry,
+        )
         self.reload_successful = Gauge(
             "extauthz_config_last_reload_successful",
             "1 if the config in force is the one in the file.",

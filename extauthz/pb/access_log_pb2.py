@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65xtauthz/pb/access_log.proto\x12\x1a\x65nvoy.service.accesslog.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\x1a\n\x18StreamAccessLogsResponse\"\xd1\x01\n\x17StreamAccessLogsMessage\x12[\n\thttp_logs\x18\x02 \x01(\x0b\x32H.envoy.service.accesslog.v3.StreamAccessLogsMessage.HTTPAccessLogEntries\x1aY\n\x14HTTPAccessLogEntries\x12\x41\n\tlog_entry\x18\x01 \x03(\x0b\x32..envoy.service.accesslog.v3.HTTPAccessLogEntry\"\xa2\x01\n\x12HTTPAccessLogEntry\x12\x46\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32+.envoy.service.accesslog.v3.AccessLogCommon\x12\x44\n\x08response\x18\x04 \x01(\x0b\x32\x32.envoy.service.accesslog.v3.HTTPResponseProperties\"\xad\x01\n\x08Metadata\x12Q\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x38.envoy.service.accesslog.v3.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\xa7\x01\n\rResponseFlags\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\"\xef\x03\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x1etime_to_first_upstream_tx_byte\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x42\n\x1ftime_to_last_downstream_tx_byte\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32).envoy.service.accesslog.v3.ResponseFlags\x12\x36\n\x08metadata\x18\x11 \x01(\x0b\x32$.envoy.service.accesslog.v3.Metadata\x12+\n\x08\x64uration\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x1eupstream_request_attempt_count\x18\x18 \x01(\r\x12\x11\n\tstream_id\x18\x1a \x01(\t\x12\x42\n\x0f\x61\x63\x63\x65ss_log_type\x18! \x01(\x0e\x32).envoy.service.accesslog.v3.AccessLogType\"l\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x1d\n\x15response_code_details\x18\x06 \x01(\t*_\n\rAccessLogType\x12\x0b\n\x07NOT_SET\x10\x00\x12\x14\n\x10\x44OWNSTREAM_START\x10\x04\x12\x17\n\x13\x44OWNSTREAM_PERIODIC\x10\x05\x12\x12\n\x0e\x44OWNSTREAM_END\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65xtauthz/pb/access_log.proto\x12\x1a\x65nvoy.service.accesslog.v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\x1a\n\x18StreamAccessLogsResponse\"\xa1\x01\n\x17StreamAccessLogsMessage\x12[\n\thttp_logs\x18\x02 \x01(\x0b\x32H.envoy.service.accesslog.v3.StreamAccessLogsMessage.HTTPAccessLogEntries\x1a)\n\x14HTTPAccessLogEntries\x12\x11\n\tlog_entry\x18\x01 \x03(\x0c\"\xa2\x01\n\x12HTTPAccessLogEntry\x12\x46\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32+.envoy.service.accesslog.v3.AccessLogCommon\x12\x44\n\x08response\x18\x04 \x01(\x0b\x32\x32.envoy.service.accesslog.v3.HTTPResponseProperties\"\xad\x01\n\x08Metadata\x12Q\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x38.envoy.service.accesslog.v3.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\xa7\x01\n\rResponseFlags\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12#\n\x1bupstream_connection_failure\x18\x06 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\"\xef\x03\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x1etime_to_first_upstream_tx_byte\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x42\n\x1ftime_to_last_downstream_tx_byte\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32).envoy.service.accesslog.v3.ResponseFlags\x12\x36\n\x08metadata\x18\x11 \x01(\x0b\x32$.envoy.service.accesslog.v3.Metadata\x12+\n\x08\x64uration\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x1eupstream_request_attempt_count\x18\x18 \x01(\r\x12\x11\n\tstream_id\x18\x1a \x01(\t\x12\x42\n\x0f\x61\x63\x63\x65ss_log_type\x18! \x01(\x0e\x32).envoy.service.accesslog.v3.AccessLogType\"l\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x1d\n\x15response_code_details\x18\x06 \x01(\t*_\n\rAccessLogType\x12\x0b\n\x07NOT_SET\x10\x00\x12\x14\n\x10\x44OWNSTREAM_START\x10\x04\x12\x17\n\x13\x44OWNSTREAM_PERIODIC\x10\x05\x12\x12\n\x0e\x44OWNSTREAM_END\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,24 +37,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METADATA_FILTERMETADATAENTRY']._loaded_options = None
   _globals['_METADATA_FILTERMETADATAENTRY']._serialized_options = b'8\001'
-  _globals['_ACCESSLOGTYPE']._serialized_start=1546
-  _globals['_ACCESSLOGTYPE']._serialized_end=1641
+  _globals['_ACCESSLOGTYPE']._serialized_start=1498
+  _globals['_ACCESSLOGTYPE']._serialized_end=1593
   _globals['_STREAMACCESSLOGSRESPONSE']._serialized_start=187
   _globals['_STREAMACCESSLOGSRESPONSE']._serialized_end=213
   _globals['_STREAMACCESSLOGSMESSAGE']._serialized_start=216
-  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=425
+  _globals['_STREAMACCESSLOGSMESSAGE']._serialized_end=377
   _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=336
-  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=425
-  _globals['_HTTPACCESSLOGENTRY']._serialized_start=428
-  _globals['_HTTPACCESSLOGENTRY']._serialized_end=590
-  _globals['_METADATA']._serialized_start=593
-  _globals['_METADATA']._serialized_end=766
-  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=688
-  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=766
-  _globals['_RESPONSEFLAGS']._serialized_start=769
-  _globals['_RESPONSEFLAGS']._serialized_end=936
-  _globals['_ACCESSLOGCOMMON']._serialized_start=939
-  _globals['_ACCESSLOGCOMMON']._serialized_end=1434
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1436
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=1544
+  _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=377
+  _globals['_HTTPACCESSLOGENTRY']._serialized_start=380
+  _globals['_HTTPACCESSLOGENTRY']._serialized_end=542
+  _globals['_METADATA']._serialized_start=545
+  _globals['_METADATA']._serialized_end=718
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=640
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=718
+  _globals['_RESPONSEFLAGS']._serialized_start=721
+  _globals['_RESPONSEFLAGS']._serialized_end=888
+  _globals['_ACCESSLOGCOMMON']._serialized_start=891
+  _globals['_ACCESSLOGCOMMON']._serialized_end=1386
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1388
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=1496
 # @@protoc_insertion_point(module_scope)

@@ -33,8 +33,8 @@ class StreamAccessLogsMessage(_message.Message):
     class HTTPAccessLogEntries(_message.Message):
         __slots__ = ("log_entry",)
         LOG_ENTRY_FIELD_NUMBER: _ClassVar[int]
-        log_entry: _containers.RepeatedCompositeFieldContainer[HTTPAccessLogEntry]
-        def __init__(self, log_entry: _Optional[_Iterable[_Union[HTTPAccessLogEntry, _Mapping]]] = ...) -> None: ...
+        log_entry: _containers.RepeatedScalarFieldContainer[bytes]
+        def __init__(self, log_entry: _Optional[_Iterable[bytes]] = ...) -> None: ...
     HTTP_LOGS_FIELD_NUMBER: _ClassVar[int]
     http_logs: StreamAccessLogsMessage.HTTPAccessLogEntries
     def __init__(self, http_logs: _Optional[_Union[StreamAccessLogsMessage.HTTPAccessLogEntries, _Mapping]] = ...) -> None: ...

@@ -83,7 +83,11 @@ class ExpiryLoop:
     clock: Clock
     open_calls: dict[str, CallRecord]
     expired: Callable[[Ending], None]
+    backlog: Callable[[], int]
+    """how many entries wait in the spool: they settle calls before leases charge them"""
     every_seconds: float = 1.0
+    backlog_seconds_max: float = 300.0
+    """a backlog that does not shrink for so long no longer keeps leases from running out"""
     grace_seconds: float = 2.0
     """how long entries have, after an outage, to settle calls before their leases charge them"""
 
@@ -97,6 +101,7 @@ class ExpiryLoop:
         while True:
             if time.monotonic() - looked > self.every_seconds + self.grace_seconds:
                 await asyncio.sleep(self.grace_seconds)
+            await self._wait_for_backlog()
             try:
                 await self.look()
             except RETRYABLE as error:
@@ -104,6 +109,12 @@ class ExpiryLoop:
             else:
                 looked = time.monotonic()
             await asyncio.sleep(self.every_seconds)
+
+    async def _wait_for_backlog(self) -> None:
+        waited = 0.0
+        while self.backlog() and waited < self.backlog_seconds_max:
+            await asyncio.sleep(self.every_seconds)
+            waited += self.every_seconds
 
     async def look(self) -> None:
         """Expire all that is due now."""

@@ -111,11 +111,6 @@ class Settler:
                 self._tell(settlement, Outcome.DEAD_LETTER, ())
         return left
 
-    async def abandon(self, record: CallRecord) -> None:
-        """Give back a reservation whose call never left: Envoy did not take Check's answer."""
-        await self.store.release(self._release_command(record))
-        self.room.notify(part.key for part in record.parts)
-
     async def _renew(self, call: CompletedCall) -> None:
         policies = self.rules.policies
         report, cost, _ = self._report(call)
@@ -139,14 +134,15 @@ class Settler:
     async def _release(self, call: CompletedCall) -> None:
         settlement = Settlement(call, Wanted.RELEASE, UNKNOWN_USAGE, 0, _UNKNOWN_MODEL)
         try:
-            answer = await self.store.release(self._release_command(call.record))
+            answer = await self.store.release(self.release_command(call.record))
         except INAPPLICABLE:
             log.exception("a release cannot be applied")
             self._tell(settlement, Outcome.DEAD_LETTER, ())
         else:
             self._tell(settlement, answer.outcome, answer.charged)
 
-    def _release_command(self, record: CallRecord) -> Release:
+    def release_command(self, record: CallRecord) -> Release:
+        """What gives a call's holds back."""
         return Release(
             record.reservation_id,
             record.org,

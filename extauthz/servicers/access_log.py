@@ -1,21 +1,24 @@
 """`envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs`: the sink that settles calls.
 
-An entry is not let go before the ledger has it: while the store is away the sink keeps trying and
-reads no further, so Envoy keeps what comes after.
+An entry is not let go before it is safe: in the ledger, or, while the store does not take it, in
+the spool on disk. The sink reads no further before that, so Envoy keeps what comes after.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from extauthz.pb import access_log_pb2
+from extauthz.service.background import AbandonQueue
 from extauthz.service.call_record import CallRecord, RecordError
 from extauthz.service.completed_call import CompletedCall
-from extauthz.service.settle import INAPPLICABLE, RETRYABLE, Settler
-from extauthz.servicers.translate import completed_call, record_text, request_id
+from extauthz.service.settle import Settler
+from extauthz.servicers.translate import completed_call, has_left, record_text, request_id
+from extauthz.store.spool import Spool
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
 _RETRY_SECONDS = 0.2
@@ -37,10 +40,14 @@ class AccessLogServicer:
         self,
         settler: Settler,
         open_calls: MutableMapping[str, CallRecord],
+        abandoned: AbandonQueue,
+        spool: Spool,
         observer: EntryObserver,
     ) -> None:
         self._settler = settler
         self._open_calls = open_calls
+        self._abandoned = abandoned
+        self._spool = spool
         self._observer = observer
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -70,49 +77,63 @@ class AccessLogServicer:
         return True
 
     async def take(self, message: access_log_pb2.StreamAccessLogsMessage) -> None:
-        """Settle one message's entries; returns only when the ledger has them all."""
-        calls: list[CompletedCall] = []
-        given_up: list[CallRecord] = []
-        for entry in message.http_logs.log_entry:
-            known = self._known(entry)
-            text = record_text(entry)
-            if text is not None:
-                call = self._read(entry, text)
-                calls += [call] if call else []
-            elif known is not None:
-                given_up.append(known)  # Envoy did not take Check's answer: the call never left
-        while calls:
-            calls = await self._settler.settle(calls)
-            if calls:
+        """Make one message's entries safe: returns only when they are."""
+        left = await self.settle(message.http_logs.log_entry)
+        while left:
+            try:
+                await asyncio.to_thread(self._spool.append, left)
+            except OSError:
+                log.exception("the spool cannot be written: entries are held in memory")
                 await asyncio.sleep(_RETRY_SECONDS)
-        for record in given_up:
-            await self._abandon(record)
+                left = await self.settle(left)
+            else:
+                return
+
+    async def settle(self, entries: Sequence[bytes]) -> list[bytes]:
+        """Settle serialized entries; returns those that the store did not take."""
+        calls: list[CompletedCall] = []
+        entry_of: dict[int, bytes] = {}
+        for data in entries:
+            call = self._read(data)
+            if call is not None:
+                calls.append(call)
+                entry_of[id(call)] = data
+        return [entry_of[id(call)] for call in await self._settler.settle(calls)]
+
+    async def replay(self) -> None:
+        """Settle for ever what the spool holds, oldest first."""
+        while True:
+            entries = await asyncio.to_thread(self._spool.oldest) if self._spool.depth else []
+            while entries:
+                entries = await self.settle(entries)
+                if entries:
+                    await asyncio.sleep(_RETRY_SECONDS)
+                else:
+                    await asyncio.to_thread(self._spool.drop_oldest)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _read(self, data: bytes) -> CompletedCall | None:
+        """An entry of a reserved call; None for any other, and for one that is unreadable."""
+        try:
+            entry = access_log_pb2.HTTPAccessLogEntry.FromString(data)
+            text = record_text(entry)
+            known = self._known(entry)
+            if text is not None:
+                return completed_call(entry, CallRecord.from_json(text))
+        except (DecodeError, RecordError) as error:
+            # Its reservation will expire to a charge: against the agent, and seen.
+            log.error("an access-log entry cannot be settled: %s", error)  # noqa: TRY400 - no trace wanted
+            self._observer.unreadable_entry()
+            return None
+        if known is not None and not has_left(entry):
+            # Envoy did not take Check's answer, so the call never left.
+            self._abandoned.abandon(self._settler.release_command(known))
+        return None
 
     def _known(self, entry: access_log_pb2.HTTPAccessLogEntry) -> CallRecord | None:
         if entry.common_properties.access_log_type == access_log_pb2.DOWNSTREAM_PERIODIC:
             return None
         return self._open_calls.pop(request_id(entry), None)
-
-    def _read(self, entry: access_log_pb2.HTTPAccessLogEntry, text: str) -> CompletedCall | None:
-        try:
-            return completed_call(entry, CallRecord.from_json(text))
-        except RecordError as error:
-            # Its reservation will expire to a charge: against the agent, and seen.
-            log.error("an access-log entry cannot be settled: %s", error)  # noqa: TRY400 - no trace wanted
-            self._observer.unreadable_entry()
-            return None
-
-    async def _abandon(self, record: CallRecord) -> None:
-        while True:
-            try:
-                await self._settler.abandon(record)
-            except RETRYABLE:
-                await asyncio.sleep(_RETRY_SECONDS)
-            except INAPPLICABLE:
-                log.exception("a reservation cannot be abandoned and is left to its lease")
-                return
-            else:
-                return
 
     def handler(self) -> "grpc.GenericRpcHandler[Any, Any]":
         """The gRPC service."""

@@ -145,7 +145,7 @@ def completed_call(entry: access_log_pb2.HTTPAccessLogEntry, record: CallRecord)
         captured=_captured(usage),
         status=response.response_code.value,
         via_upstream=details == "via_upstream",
-        left=common.HasField("time_to_first_upstream_tx_byte"),
+        left=has_left(entry),
         refused=(
             common.response_flags.upstream_connection_failure or details.startswith(_REFUSED_STREAM)
         ),
@@ -153,6 +153,11 @@ def completed_call(entry: access_log_pb2.HTTPAccessLogEntry, record: CallRecord)
         ended_at_ms=started_ms + duration_ms,
         duration_ms=duration_ms,
     )
+
+
+def has_left(entry: access_log_pb2.HTTPAccessLogEntry) -> bool:
+    """Whether a byte of the request went to the provider."""
+    return entry.common_properties.HasField("time_to_first_upstream_tx_byte")
 
 
 def record_text(entry: access_log_pb2.HTTPAccessLogEntry) -> str | None:

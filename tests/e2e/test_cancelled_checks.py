@@ -228,7 +228,7 @@ class Wire:
 
     async def tell(self, entries: list[access_log_pb2.HTTPAccessLogEntry]) -> None:
         message = access_log_pb2.StreamAccessLogsMessage()
-        message.http_logs.log_entry.extend(entries)
+        message.http_logs.log_entry.extend(entry.SerializeToString() for entry in entries)
         call = self._tell(iter([message]))
         await call
 

@@ -107,7 +107,7 @@ class AdminServer:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(sent.encode(), self.token.encode()):
+        if not hmac.compare_digest(sent.encode(errors="surrogateescape"), self.token.encode()):
             return web.json_response(
                 {"error": "send 'Authorization: Bearer <data_dir/admin_token>'"}, status=401
             )

@@ -28,8 +28,23 @@ class ConfigError(OperatorError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 0.1 is a Decimal, a repeated key is an error, and 12:30 or yes are strings."""
+    """YAML in which 0.1 is a Decimal and a repeated key is an error.
 
+    Plain words mean what they do in YAML 1.2: 12:30, 2026-01-01 and yes are strings, and 010 is
+    ten, not eight.
+    """
+
+
+_Loader.yaml_implicit_resolvers = {}  # those of YAML 1.1 are not inherited
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
 
@@ -83,6 +98,8 @@ def parse(text: str, *, source: str, base: Path) -> Config:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, see above
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(source, [f"not valid YAML: {_yaml_error(error)}"]) from error
+    except RecursionError as error:
+        raise ConfigError(source, ["not valid YAML: it is nested too deeply"]) from error
     if not isinstance(data, dict):
         raise ConfigError(source, ["the file must be a mapping: 'extauthz init' writes one"])
     try:

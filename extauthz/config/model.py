@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     StringConstraints,
     model_validator,
 )
@@ -23,9 +24,12 @@ from extauthz.config.values import (
     Address,
     ConfigPath,
     DurationMs,
+    DurationMsAboveZero,
     ListenAddress,
     Name,
     Number,
+    Price,
+    Whole,
     usd_to_nano,
 )
 from extauthz.policies import MissingUsage, Unit
@@ -34,6 +38,9 @@ from extauthz.windows import Period
 
 _KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+_HEADER_SAFE = re.compile(r"[!#-\[\]-~]+")
 
 
 def _not_built(what: str) -> Any:
@@ -57,12 +64,28 @@ def _strict_only(value: str) -> str:
     return value
 
 
+def _deny_only(value: str) -> str:
+    if value == "allow":
+        raise ValueError("'allow' is not built yet: leave it out, or write deny")
+    return value
+
+
 def _upstream(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port above 65535, a bracket without its other half
+        usable = False
+    if not usable:
         raise ValueError("write the provider's URL, such as https://api.openai.com")
-    if parts.query or parts.fragment or parts.username:
+    if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("an upstream URL has no query, fragment or credential")
+    return value
+
+
+def _header_safe(value: str) -> str:
+    if not _HEADER_SAFE.fullmatch(value):  # a budget's id has it, and stands quoted in a header
+        raise ValueError("a model is written in printable ASCII, without blanks, quotes and \\")
     return value
 
 
@@ -89,8 +112,12 @@ def _variable(value: str) -> str:
 Timezone = Annotated[str, AfterValidator(_timezone)]
 Estimate = Annotated[Literal["strict", "fit"], AfterValidator(_strict_only)]
 KeyHash = Annotated[str, AfterValidator(_key_hash)]
-ModelGlob = Annotated[str, StringConstraints(min_length=1, max_length=256, to_lower=True)]
-Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+ModelGlob = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=256, to_lower=True),
+    AfterValidator(_header_safe),
+]
+Tokens = Annotated[Whole, Field(ge=1, le=10_000_000)]
 
 
 class _Block(BaseModel):
@@ -101,7 +128,7 @@ class StoreBlock(_Block):
     """Where the ledger lives; without `url` an embedded Valkey in `data_dir`."""
 
     url: str | None = None
-    wait_replicas: Annotated[int, Field(ge=0)] = 0
+    wait_replicas: Annotated[Whole, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _built(self) -> Self:
@@ -149,11 +176,11 @@ class PriceBlock(_Block):
 
     provider: Name
     model: ModelGlob
-    input: Number
-    output: Number
-    cache_read: Number | None = None
-    cache_write: Number | None = None
-    cache_write_1h: Number | None = None
+    input: Price
+    output: Price
+    cache_read: Price | None = None
+    cache_write: Price | None = None
+    cache_write_1h: Price | None = None
     context_window: Tokens | None = None
     max_output_tokens: Tokens | None = None
 
@@ -161,8 +188,8 @@ class PriceBlock(_Block):
 class TimeoutsBlock(_Block):
     """How long things may last."""
 
-    max_stream_duration: DurationMs = 3_600_000
-    stream_idle_timeout: DurationMs = 600_000
+    max_stream_duration: DurationMsAboveZero = 3_600_000
+    stream_idle_timeout: DurationMsAboveZero = 600_000
     drain: DurationMs = 30_000
 
 
@@ -180,10 +207,10 @@ class DefaultsBlock(_Block):
     max_share: Annotated[Number, _not_built("'max_share' (with fit)")] | None = None
     hold_wait: DurationMs = 1_000
     missing_usage: MissingUsage = MissingUsage.ESTIMATE
-    failure_mode: Literal["deny"] = "deny"
+    failure_mode: Annotated[Literal["deny", "allow"], AfterValidator(_deny_only)] = "deny"
     denied_status: Literal[402, 403, 429] = 429
     lease: DurationMs = 900_000
-    settle_horizon: DurationMs = 604_800_000
+    settle_horizon: DurationMsAboveZero = 604_800_000
 
     @model_validator(mode="after")
     def _long_enough(self) -> Self:
@@ -203,7 +230,7 @@ class BudgetBlock(_Block):
     timezone: Timezone | None = None
     model: ModelGlob | None = None
     estimate: Estimate | None = None
-    shadow: bool = False
+    shadow: StrictBool = False
     id: Name | None = None
 
     @model_validator(mode="before")
@@ -241,7 +268,7 @@ class AgentBlock(_Block):
 
     team: Name | None = None
     keys: tuple[KeyHash, ...] = ()
-    max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = None
     default_output_tokens: Tokens | None = None
     models: ModelsBlock = ModelsBlock()
     budgets: tuple[BudgetBlock, ...] = ()

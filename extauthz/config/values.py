@@ -5,11 +5,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from extauthz.money import AmountError, parse_usd
 
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
+_DIGITS_MAX = 12
+_DURATION_MS_MAX = 366 * 86_400_000
+_PRICE_MAX = 1_000_000
+_PRICE_STEP = Decimal("1e-12")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(\d{1,5})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
@@ -27,9 +31,19 @@ class Address(NamedTuple):
 
 def _duration_ms(value: Any) -> int:
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    if match is None or len(match[1]) > _DIGITS_MAX:
         raise ValueError("write a duration with its unit, such as 500ms, 30s, 15m, 1h or 7d")
-    return int(match[1]) * _UNIT_MS[match[2]]
+    duration_ms = int(match[1]) * _UNIT_MS[match[2]]
+    if duration_ms > _DURATION_MS_MAX:
+        raise ValueError("a duration is at most 366d")
+    return duration_ms
+
+
+def _above_zero(duration_ms: int) -> int:
+    # For Envoy a limit of zero is no limit, and what is remembered for no time is not remembered.
+    if duration_ms == 0:
+        raise ValueError("this duration is above zero")
+    return duration_ms
 
 
 def _address(value: Any) -> Address:
@@ -58,6 +72,29 @@ def _name(value: Any) -> str:
     return value
 
 
+def _price(value: Decimal) -> Decimal:
+    if value > _PRICE_MAX or value != value.quantize(_PRICE_STEP):
+        raise ValueError(
+            f"a price is at most {_PRICE_MAX} USD per million tokens, with twelve decimal places"
+        )
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python, and so pydantic, takes for 1 or 0
+        raise ValueError("write a whole number")  # noqa: TRY004 - pydantic collects ValueError
+    return value
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("write a path")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{value}: there is no such user's folder") from error
+
+
 def usd_to_nano(value: Decimal) -> int:
     """An amount in USD as nano-USD; the error says what is wrong with it."""
     try:
@@ -67,7 +104,10 @@ def usd_to_nano(value: Decimal) -> int:
 
 
 DurationMs = Annotated[int, BeforeValidator(_duration_ms)]
+DurationMsAboveZero = Annotated[DurationMs, AfterValidator(_above_zero)]
 ListenAddress = Annotated[Address, BeforeValidator(_address)]
 Number = Annotated[Decimal, BeforeValidator(_decimal)]
 Name = Annotated[str, BeforeValidator(_name)]
-ConfigPath = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
+Price = Annotated[Number, AfterValidator(_price)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+ConfigPath = Annotated[Path, BeforeValidator(_path)]

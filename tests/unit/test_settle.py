@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from service_rules import DOLLAR, Clock, agent, budget, rules
 
 from extauthz.ledger import (
-    Balance,
     ClockSkewError,
     CounterRangeError,
     Hold,
@@ -350,9 +349,3 @@ async def test_whatever_is_told_no_charge_is_negative_or_beyond_the_ledger(
         assert 0 <= charge.cost <= AMOUNT_MAX
         if not complete and missing is MissingUsage.ESTIMATE and part.unit != "in_flight":
             assert charge.cost >= part.amount
-
-
-async def test_giving_back_wakes_who_waits_for_the_room():
-    desk = await Counter().reserve()
-    await desk.settler.abandon(desk.record)
-    assert await desk.store.balances("default", [KEYS["usd"]]) == (Balance(0, 0),)

@@ -14,7 +14,8 @@
 --   complete (true)                              at the body's end, or at SSE's own `[DONE]`
 --   bytes (number)                               at the body's end
 --   content_encoding, content_type               why a body cannot be read
---   oversize (true)                              a value above VALUE_BYTES_MAX was not reported
+--   oversize (true), unreadable (true)           a value is above VALUE_BYTES_MAX, or not ASCII; ""
+--                                                stands for it
 --
 -- Why a scanner: models and prompts control whole objects inside these bodies (tool_use.input,
 -- functionCall.args), with any key in them. So a key counts by its place, and strings and depth are
@@ -58,6 +59,12 @@ local SSE_ROOT = {
 }
 local SSE_DOCUMENT = {[NO_KEY] = {inside = {[OPEN_OBJECT] = SSE_ROOT}}}
 
+-- A protobuf string that is not UTF-8 would make the whole entry unreadable; no fact needs more
+-- than ASCII.
+local function is_ascii(text)
+  return not find(text, "[\128-\255]")
+end
+
 -- Every wrapper that Envoy hands out dies when the script yields: it is fetched for each write.
 local function set(handle, key, value)
   handle:streamInfo():dynamicMetadata():set(USAGE_NAMESPACE, key, value)
@@ -65,7 +72,14 @@ end
 
 local function report(facts, field, text)
   local value = field.value or text
-  if not value then return set(facts.handle, "oversize", true) end
+  -- What cannot be reported takes the place of what was: an earlier usage is not the last one.
+  if not value then
+    set(facts.handle, "oversize", true)
+    value = ""
+  elseif value ~= true and not is_ascii(value) then
+    set(facts.handle, "unreadable", true)
+    value = ""
+  end
   if value == facts.reported[field.fact] then return end
   facts.reported[field.fact] = value
   set(facts.handle, field.fact, value)
@@ -276,12 +290,12 @@ end
 function envoy_on_response(handle)
   if not metered_call(handle) then return end
   local encoding = handle:headers():get("content-encoding") or "identity"
-  if lower(encoding) ~= "identity" then return set(handle, "content_encoding", encoding) end
+  if lower(encoding) ~= "identity" then return set(handle, "content_encoding", is_ascii(encoding) and encoding or "") end
   local content_type = handle:headers():get("content-type") or ""
   local media_type = lower(content_type:match("^[^;]*"))
   local is_sse = media_type:find("text/event-stream", 1, true)
   local is_json = media_type:find("json", 1, true)
-  if not is_sse and not is_json then return set(handle, "content_type", content_type) end
+  if not is_sse and not is_json then return set(handle, "content_type", is_ascii(content_type) and content_type or "") end
 
   local facts, bytes = {handle = handle, reported = {}}, 0
   local reader = is_sse and new_event_stream(facts) or new_document(JSON_DOCUMENT, facts)

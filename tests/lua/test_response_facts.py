@@ -36,6 +36,22 @@ class TestJson:
             "complete": True,
         }
 
+    def test_a_value_that_is_not_ascii_is_not_reported(self, lua_filter):
+        body = b'{"model": "g\xffpt", "usage": {"total_tokens": 3}}'
+
+        facts = lua_filter.response([body])
+
+        assert facts["unreadable"] is True
+        assert facts["model"] == b""
+        assert facts["usage"] == b'{"total_tokens": 3}'
+
+    def test_a_last_usage_that_is_not_ascii_leaves_no_earlier_one_behind(self, lua_filter):
+        body = (
+            events('{"usage": {"total_tokens": 3}}').encode() + b'data: {"usage": {"\xff": 9}}\n\n'
+        )
+
+        assert lua_filter.response([body], SSE)["usage"] == b""
+
     def test_gemini_facts_are_lifted_under_the_same_names(self, lua_filter):
         body = f'{{"candidates":[],"usageMetadata":{USAGE},"modelVersion":"gemini-2.5"}}'
         facts = lift(lua_filter, body, "application/json; charset=UTF-8")
@@ -298,7 +314,7 @@ class TestReporting:
             value = first + "x" * (length - len(first) - len(last)) + last
             facts = lift(lua_filter, f'{{"{key}":{value}}}')
             assert facts.get("oversize") is oversize
-            assert facts.get(key) == (None if oversize else value)
+            assert facts[key] == ("" if oversize else value)
 
     def test_an_empty_piece_changes_nothing_even_amid_an_escape_or_a_line_end(self, lua_filter):
         body = b'{"a":"\\"","usage":{"b":"\\\\"}}'

@@ -82,6 +82,8 @@ def expected(body, content_type):
             result[fact] = True
         elif fact not in result or fact in ("usage", "service_tier"):
             result[fact] = value.encode("latin-1")
+            if not result[fact].isascii():
+                result["unreadable"], result[fact] = True, b""
     return result
 
 

@@ -84,6 +84,7 @@ class BodyReader:
     _all: list[_Reader] = field(default_factory=list)
     _busy: Counter[str] = field(default_factory=Counter)
     _turn: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _under_way: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
         """Start the readers, so that the first large body does not wait for one."""
@@ -94,6 +95,7 @@ class BodyReader:
 
     async def stop(self) -> None:
         """Stop the readers."""
+        await asyncio.gather(*self._under_way)
         for reader in self._all:
             await reader.stop()
 
@@ -104,21 +106,10 @@ class BodyReader:
         async with self._turn:
             await self._turn.wait_for(lambda: not self._busy[caller])
             self._busy[caller] += 1
+        reader, interrupted = None, False
         try:
-            return await self._read_large(api, path, body)
-        finally:
-            # Shielded: a caller that is cancelled here must not leave its turn taken.
-            await asyncio.shield(self._end_turn(caller))
-
-    async def _end_turn(self, caller: str) -> None:
-        async with self._turn:
-            del self._busy[caller]
-            self._turn.notify_all()
-
-    async def _read_large(self, api: str, path: str, body: bytes) -> RequestFacts:
-        reader = await self._idle.get()
-        interrupted = True
-        try:
+            reader = await self._idle.get()
+            interrupted = True
             async with asyncio.timeout(_READ_SECONDS_MAX):
                 answer = await reader.read(api, path, body)
             interrupted = False
@@ -129,22 +120,26 @@ class BodyReader:
                 "the request body is too large or too complex to be read: send a smaller one",
             ) from None
         finally:
-            if interrupted:
-                # The caller waits for it, so that no caller ever takes more than one reader. But
-                # one that is cancelled here must not take the reader with it.
-                await asyncio.shield(self._replace(reader))
-            else:
-                self._idle.put_nowait(reader)
+            # On its own: neither this answer nor a client that left waits for a new reader. But the
+            # caller's next large body does, so that no caller ever takes more than one reader.
+            task = asyncio.create_task(self._give_back(reader, caller, replace=interrupted))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
         if isinstance(answer, RequestError):
             raise answer
         return answer
 
-    async def _replace(self, reader: _Reader) -> None:
-        """A reader in the middle of a body: only a new process is clean."""
+    async def _give_back(self, reader: _Reader | None, caller: str, *, replace: bool) -> None:
+        """End a turn. A reader that was interrupted in the middle of a body is started anew."""
         try:
-            await reader.stop()
-            await reader.start()
+            if reader is not None and replace:
+                await reader.stop()
+                await reader.start()
         except (asyncio.IncompleteReadError, OSError):
             log.exception("a reader of large bodies did not start, its next body tries again")
         finally:
-            self._idle.put_nowait(reader)
+            if reader is not None:
+                self._idle.put_nowait(reader)
+            async with self._turn:
+                del self._busy[caller]
+                self._turn.notify_all()

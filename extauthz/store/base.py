@@ -8,6 +8,7 @@ Rules for implementations:
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from extauthz.errors import OperatorError
@@ -21,6 +22,7 @@ from extauthz.ledger import (
     Reserve,
     Reserved,
     Settle,
+    State,
 )
 
 
@@ -30,6 +32,27 @@ class StoreError(OperatorError):
 
 class StoreUnavailableError(StoreError):
     """No (trustworthy) answer in time. The command may or may not have been executed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReservation:
+    """What a store remembers of a reservation.
+
+    Attributes:
+        state: where it stands.
+        counters: each key it was reserved on, and when that may be forgotten; nothing where a
+            settlement has ended it for good, or where it was never held here.
+        charged: what each counter carries for it, once it has ended.
+    """
+
+    state: State
+    counters: tuple[tuple[str, int], ...] = ()
+    charged: tuple[int, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Its counters, in the order in which every command names them."""
+        return tuple(key for key, _ in self.counters)
 
 
 class LedgerStore(Protocol):
@@ -71,6 +94,12 @@ class LedgerStore(Protocol):
 
     async def open_reservations(self, org: str) -> int:
         """How many reservations of an org are held."""
+
+    async def open_ids(self, org: str) -> list[str]:
+        """The ids of all reservations of an org that are held."""
+
+    async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
+        """How these reservations stand, without those that the store does not know."""
 
     async def check_ready(self) -> None:
         """Raise `StoreError` unless the store answers and keeps what it is told.

@@ -19,8 +19,9 @@ from extauthz.ledger import (
     Reserve,
     Reserved,
     Settle,
+    State,
 )
-from extauthz.store.base import check_keys
+from extauthz.store.base import StoredReservation, check_keys
 
 
 def system_clock_ms() -> int:
@@ -82,6 +83,26 @@ class MemoryStore:
     async def open_reservations(self, org: str) -> int:
         """See `LedgerStore`."""
         return self._ledgers[org].open_reservations()
+
+    async def open_ids(self, org: str) -> list[str]:
+        """See `LedgerStore`."""
+        known = self._ledgers[org].reservations
+        return [id_ for id_, one in known.items() if one.state is State.HELD]
+
+    async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
+        """See `LedgerStore`."""
+        known = self._ledgers[org].reservations
+        return {
+            id_: StoredReservation(
+                one.state,
+                ()
+                if one.state is State.SETTLED
+                else tuple((hold.key, hold.forget_at_ms) for hold in one.holds),
+                () if one.state is State.HELD else one.charged,
+            )
+            for id_ in ids
+            if (one := known.get(id_)) is not None
+        }
 
     async def check_ready(self) -> None:
         """Always: what it does not promise is in its name."""

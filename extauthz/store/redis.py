@@ -27,7 +27,7 @@ from extauthz.ledger import (
     State,
 )
 from extauthz.store import script
-from extauthz.store.base import check_keys, org_prefix
+from extauthz.store.base import StoredReservation, check_keys, org_prefix
 from extauthz.store.connections import Connections
 from extauthz.store.failures import unavailable
 from extauthz.store.readiness import check_server
@@ -167,6 +167,16 @@ class RedisStore:
         (count,) = await self._read(("ZCARD", _leases_key(org)))
         return int(count)
 
+    async def open_ids(self, org: str) -> list[str]:
+        """See `LedgerStore`."""
+        (ids,) = await self._read(("ZRANGE", _leases_key(org), "0", "-1"))
+        return list(ids)
+
+    async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
+        """See `LedgerStore`."""
+        records = await self._read(*(("HGETALL", _record_key(org, id_)) for id_ in ids))
+        return {id_: _stored(record) for id_, record in zip(ids, records, strict=True) if record}
+
     async def check_ready(self) -> None:
         """See `LedgerStore`."""
         await check_server(self._connections, require_durable=self._require_durable)
@@ -235,6 +245,15 @@ def _settle_call(command: Settle) -> Call:
         args += [str(charge.cost), str(charge.forget_at_ms)]
     keys = (*_own_keys(command.org, command.id), *(charge.key for charge in command.charges))
     return Call(script.SETTLE, keys, tuple(args))
+
+
+def _stored(record: Sequence[str]) -> StoredReservation:
+    fields = dict(zip(record[::2], record[1::2], strict=True))
+    return StoredReservation(
+        State(fields["state"]),
+        tuple((key, int(fields[f"f{n}"])) for n, key in enumerate(_counters(record), 1)),
+        tuple(map(int, fields.get("charged", "").split())),
+    )
 
 
 def _counters(record: Sequence[str]) -> tuple[str, ...]:

@@ -361,6 +361,45 @@ async def test_a_batch_settles_each_for_itself(store: LedgerStore) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("start", "state", "charged"),
+    [
+        ("held", State.HELD, ()),
+        ("expired", State.EXPIRED, (1000, 100)),
+        ("released", State.RELEASED, (0, 0)),
+        ("released unseen", State.RELEASED, ()),
+        ("settled", State.SETTLED, (700, 70)),
+        ("recovered", State.SETTLED, (700, 70)),
+        ("settled late", State.SETTLED, (700, 70)),
+    ],
+)
+async def test_a_reservation_can_be_looked_up(
+    store: LedgerStore, start: str, state: State, charged: tuple[int, ...]
+) -> None:
+    call = await brought_to(store, start)
+    before = await standing(store, call)
+
+    found = await store.reservations(call.org, [call.id, "unknown"])
+
+    assert list(found) == [call.id]
+    assert (found[call.id].state, found[call.id].charged) == (state, charged)
+    if start in ("held", "expired", "released"):
+        assert found[call.id].keys == call.keys
+        soon = now_ms() + 29 * DAY_MS
+        assert all(forget_at_ms > soon for _, forget_at_ms in found[call.id].counters)
+    else:
+        assert found[call.id].keys == ()
+    assert (call.id in await store.open_ids(call.org)) == (state is State.HELD)
+    assert len(await store.open_ids(call.org)) == await store.open_reservations(call.org)
+    assert await standing(store, call) == before
+
+
+async def test_nothing_looked_up_is_nothing_found(store: LedgerStore) -> None:
+    assert await store.reservations("org", []) == {}
+    assert await store.reservations("org", ["unknown"]) == {}
+    assert await store.open_ids("org") == []
+
+
 async def test_an_empty_batch_is_answered_with_nothing(store: LedgerStore) -> None:
     assert await store.settle_many([]) == []
     assert await store.balances("org", []) == ()

@@ -57,7 +57,7 @@ class Twins(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.org = Call().org
         self.memory = MemoryStore()
-        self.redis = RedisStore.from_url(self.server.url)
+        self.redis = RedisStore.from_url(self.server.url, command_timeout_s=10)
         self.client = self.server.client()
         self.keys = [counter_key(self.org, budget, 0) for budget in BUDGETS]
         self.held_on: dict[str, tuple[str, ...]] = {}
@@ -88,7 +88,7 @@ class Twins(RuleBasedStateMachine):
     def draw_hold(self, data: st.DataObject, key: str, forget_at_ms: int) -> Hold:
         """A hold whose limit is often the very edge of what fits."""
         amount = data.draw(AMOUNTS)
-        (balance,) = self.ledger.balances([key])
+        (balance,) = self.ledger.balances([key], now_ms())
         edge = balance.spent + balance.held + amount + data.draw(st.sampled_from([0, 0, -1, 1]))
         limit = data.draw(st.one_of(LIMITS, st.just(min(max(edge, 0), AMOUNT_MAX))))
         return Hold(
@@ -115,11 +115,12 @@ class Twins(RuleBasedStateMachine):
         lease_ms: int,
         forget_in_ms: int,
     ) -> None:
-        at_ms = now_ms()
+        forget_at_ms = now_ms() + forget_in_ms
         holds = tuple(
-            self.draw_hold(data, counter_key(self.org, budget, 0), at_ms + forget_in_ms)
+            self.draw_hold(data, counter_key(self.org, budget, 0), forget_at_ms)
             for budget in budgets
         )
+        at_ms = now_ms()  # after the drawing, which may take longer than clocks may differ
         was_known = name in self.ledger.reservations
         answer = self.both(Reserve(name, self.org, at_ms, at_ms + lease_ms, holds))
         if isinstance(answer, Reserved) and not was_known:
@@ -152,9 +153,10 @@ class Twins(RuleBasedStateMachine):
         horizon_ms: int,
         in_batch: bool,
     ) -> None:
-        at_ms = now_ms()
         keys = self.keys_of(name, budgets, right=right)
-        charges = tuple(Charge(key, data.draw(AMOUNTS), at_ms + DAY_MS) for key in keys)
+        forget_at_ms = now_ms() + DAY_MS
+        charges = tuple(Charge(key, data.draw(AMOUNTS), forget_at_ms) for key in keys)
+        at_ms = now_ms()
         command = Settle(name, self.org, at_ms, at_ms - age_ms, horizon_ms, charges)
         if not in_batch:
             self.both(command)
@@ -204,7 +206,7 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     def both_stand_alike(self) -> None:
         async def standing(store: MemoryStore | RedisStore) -> Any:
-            balances = await store.balances(self.org, self.keys)
+            balances = await store.balances(self.org, self.keys, now_ms())
             return balances, await store.open_reservations(self.org)
 
         expected = self.runner.run(standing(self.memory))

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from extauthz import __version__
 from extauthz.ledger import Balance, Outcome
 from extauthz.money import NANOUSD_PER_USD
-from extauthz.policies import Budget, Unit
+from extauthz.policies import Budget, Scope, Unit
 from extauthz.reasons import Decision, Reason
 
 _CHECK_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -79,9 +79,9 @@ def _budget_labels(budget: Budget) -> dict[str, str]:
     labels = {
         "scope": budget.scope.value,
         "name": budget.name,
-        "window": budget.window.period.value,
+        "window": budget.window.name,
     }
-    if budget.model:
+    if budget.model and budget.scope is not Scope.MODEL:  # there it is the name
         labels["model"] = budget.model
     if budget.explicit_id:
         labels["id"] = budget.explicit_id

@@ -4,7 +4,7 @@ A budget is identified by its org, scope, name, window, unit and model pattern, 
 id. The limit is no part of the identity: a limit that changes keeps what was spent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -25,8 +25,21 @@ class Scope(StrEnum):
     """Whose calls a budget counts."""
 
     AGENT = "agent"
+    KEY = "key"
+    """one virtual key of an agent, named by the first digits of its hash"""
     TEAM = "team"
     ORG = "org"
+    PROVIDER = "provider"
+    MODEL = "model"
+    """a model pattern, whoever calls"""
+
+    @property
+    def covers(self) -> bool:
+        """Whether a budget of this scope is one that an agent has.
+
+        What a provider or a model may cost limits all agents together; it lets nobody in.
+        """
+        return self not in (Scope.PROVIDER, Scope.MODEL)
 
 
 class MissingUsage(StrEnum):
@@ -39,7 +52,7 @@ class MissingUsage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit on what one agent, team or org may use in each window."""
+    """A limit on what an agent, a key, a team and so on may use in each window."""
 
     org: str
     scope: Scope
@@ -57,8 +70,9 @@ class Budget:
         """Stable over restarts and changed limits; readable in the store."""
         if self.explicit_id:
             return self.explicit_id
-        parts = [self.scope.value, self.name, self.window.period.value, self.unit.value]
-        return "/".join(parts + ([self.model] if self.model else []))
+        parts = [self.scope.value, self.name, self.window.name, self.unit.value]
+        # (the pattern of a budget for a model is its name)
+        return "/".join(parts + ([self.model] if self.model and self.model != self.name else []))
 
     def counts(self, *model_names: str) -> bool:
         """Whether a call to a model, under any name it goes by, counts on this budget."""
@@ -82,14 +96,15 @@ class Agent:
     missing_usage: MissingUsage = MissingUsage.ESTIMATE
     denied_status: int = 429
 
+    @property
+    def pausable_as(self) -> tuple[str, ...]:
+        """Whose pause stops this agent."""
+        of_team = () if self.team is None else (f"team:{self.team}",)
+        return (f"agent:{self.name}", *of_team)
+
     def allows(self, model: str) -> bool:
         """Whether the agent may use a model (names are compared without case)."""
         return any(fnmatchcase(model.lower(), pattern) for pattern in self.models_allowed)
-
-    @property
-    def has_enforcing_budget(self) -> bool:
-        """An agent that nothing limits is refused: shadow budgets limit nothing."""
-        return any(not budget.shadow for budget in self.budgets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +141,27 @@ class Policies:
     stream_ms_max: int
     """the longest a stream may stay open, and so a lease be renewed"""
     orgs: tuple[str, ...] = field(default=("default",))
+    budgets_of_key: Mapping[str, tuple[Budget, ...]] = field(default_factory=dict)
+    """by the key's hash"""
+    budgets_of_provider: Mapping[str, tuple[Budget, ...]] = field(default_factory=dict)
+    budgets_of_models: tuple[Budget, ...] = ()
+
+    def budgets_for(
+        self, agent: Agent, key_hash: str, provider: str, models: Sequence[str]
+    ) -> tuple[Budget, ...]:
+        """Every budget that a call counts on. The model may go by several names."""
+        candidates = (
+            *agent.budgets,
+            *self.budgets_of_key.get(key_hash, ()),
+            *self.budgets_of_provider.get(provider, ()),
+            *self.budgets_of_models,
+        )
+        return tuple(budget for budget in candidates if budget.counts(*models))
+
+    def has_budget(self, agent: Agent, key_hash: str) -> bool:
+        """Whether anything limits an agent that comes with this key."""
+        of_key = self.budgets_of_key.get(key_hash, ())
+        return any(not budget.shadow for budget in (*agent.budgets, *of_key))
 
     @property
     def memory_ms(self) -> int:

@@ -1,4 +1,4 @@
-"""When a budget's window starts and ends: calendar windows in the budget's own IANA zone.
+"""When a budget's window starts and ends: calendar windows in its own IANA zone, rolling ones.
 
 A window is named by the UTC instant of its start, never by a local label: on the day the clocks go
 back, the local hour 02:00 happens twice and is two windows.
@@ -22,6 +22,17 @@ class Period(StrEnum):
     WEEK = "week"
     MONTH = "month"
     TOTAL = "total"
+    ROLLING = "rolling"
+    """the stretch of a fixed length that ends now"""
+
+
+ROLLING_LENGTHS_MS = {
+    "1h": _HOUR_MS,
+    "24h": 24 * _HOUR_MS,
+    "7d": 7 * 24 * _HOUR_MS,
+    "30d": 30 * 24 * _HOUR_MS,
+}
+"""The lengths that a rolling window can have, as they are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +55,30 @@ class Window:
 
     period: Period
     timezone: str = "UTC"
+    length: str | None = None
+    """of a rolling window: one of `ROLLING_LENGTHS_MS`"""
+
+    def __post_init__(self) -> None:
+        if (self.length in ROLLING_LENGTHS_MS) != (self.period is Period.ROLLING):
+            raise ValueError(f"a window '{self.period.value}' of the length {self.length}")
+
+    @property
+    def name(self) -> str:
+        """In a budget's id and in labels: `day`, `rolling-24h`."""
+        return self.period.value if self.length is None else f"{self.period.value}-{self.length}"
+
+    @property
+    def length_ms(self) -> int | None:
+        """How long a rolling window is; None for a calendar window."""
+        return None if self.length is None else ROLLING_LENGTHS_MS[self.length]
 
     def bounds(self, at_ms: int) -> Bounds:
-        """The window that an instant lies in."""
+        """The window that an instant lies in.
+
+        For a rolling one: from this instant to when all that is in the window now has left it.
+        """
+        if self.length_ms is not None:
+            return Bounds(at_ms, at_ms + self.length_ms)
         if self.period is Period.TOTAL:
             return Bounds(None, None)
         if self.period is Period.MINUTE:

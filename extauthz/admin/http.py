@@ -85,7 +85,7 @@ class AdminServer:
                         "id": budget.id,
                         "scope": budget.scope.value,
                         "name": budget.name,
-                        "window": budget.window.period.value,
+                        "window": budget.window.name,
                         "unit": budget.unit.value,
                         "shadow": budget.shadow,
                         **{

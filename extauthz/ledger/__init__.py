@@ -19,6 +19,7 @@ A *counter* is one budget in one window: `spent` (settled) and `held` (open rese
 |---|---|---|---|---|
 | - | reserve, fits | held | - | held += amount |
 | - | reserve, does not fit | - | - | unchanged |
+| - | reserve, agent or team paused | - | - | unchanged |
 | - | abandon, release | released | released | unchanged; a later reserve of the id is refused |
 | - | settle, young enough | settled | recovered | spent += cost |
 | - | settle, too old or a counter is gone | - | dead_letter | unchanged |
@@ -36,6 +37,9 @@ A *counter* is one budget in one window: `spent` (settled) and `held` (open rese
 | settled | settle, other cost; release | settled | conflict | unchanged |
 | released | release, abandon | released | duplicate | unchanged |
 
+What is spent on a counter is one number in a calendar window, buckets in a rolling one
+(rolling.py). The limit is that of the config file unless an override holds (overrides.py).
+
 `Ledger` (state_machine.py) runs this table over plain dictionaries. `store/memory.py` serves it;
 `store/scripts/*.lua` are the same table for Redis; one conformance suite holds them together.
 """
@@ -52,6 +56,7 @@ from extauthz.ledger.commands import (
     Hold,
     HoldsMismatchError,
     Outcome,
+    Paused,
     Refused,
     Release,
     Renew,
@@ -62,13 +67,25 @@ from extauthz.ledger.commands import (
     fits,
     fits_all,
 )
+from extauthz.ledger.overrides import (
+    Applied,
+    BudgetOverride,
+    Change,
+    Override,
+    Overrides,
+    Part,
+)
+from extauthz.ledger.rolling import bucket_width_ms, oldest_bucket, width_of
 from extauthz.ledger.state_machine import Ledger
 
 __all__ = [
     "CLOCK_SKEW_MS_MAX",
     "COUNTER_MAX",
     "AlreadyEnded",
+    "Applied",
     "Balance",
+    "BudgetOverride",
+    "Change",
     "Charge",
     "ClockSkewError",
     "CounterRangeError",
@@ -77,6 +94,10 @@ __all__ = [
     "HoldsMismatchError",
     "Ledger",
     "Outcome",
+    "Override",
+    "Overrides",
+    "Part",
+    "Paused",
     "Refused",
     "Release",
     "Renew",
@@ -84,6 +105,9 @@ __all__ = [
     "Reserved",
     "Settle",
     "State",
+    "bucket_width_ms",
     "fits",
     "fits_all",
+    "oldest_bucket",
+    "width_of",
 ]

@@ -48,6 +48,7 @@ class Hold:
         enforcing: False for a shadow budget, which counts and never refuses.
         transient: True where only the hold counts and nothing is ever spent (calls in flight).
         forget_at_ms: when the counter may be forgotten: window end + longest lease + horizon.
+        budget_id: whose overrides may replace the limit; None where nothing can.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Hold:
     forget_at_ms: int
     enforcing: bool = True
     transient: bool = False
+    budget_id: str | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.amount <= AMOUNT_MAX and 0 <= self.limit <= AMOUNT_MAX):
@@ -72,13 +74,18 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Hold amounts on all counters at once, or on none."""
+    """Hold amounts on all counters at once, or on none.
+
+    Attributes:
+        pausable_as: whose pause refuses it, `agent:NAME` and `team:NAME`.
+    """
 
     id: str
     org: str
     at_ms: int
     lease_until_ms: int
     holds: tuple[Hold, ...]
+    pausable_as: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.holds:
@@ -150,18 +157,28 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Granted. Balances are those after the reservation, one per hold."""
+    """Granted. Balances after the reservation, and limits in force, one per hold."""
 
     id: str
     balances: tuple[Balance, ...]
+    limits: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not granted; nothing has changed. Balances as they stand, one per hold."""
+    """Not granted; nothing has changed. Balances as they stand and limits, one per hold."""
 
     id: str
     balances: tuple[Balance, ...]
+    limits: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Not granted: the agent or its team is paused, up to an instant or until it is resumed."""
+
+    id: str
+    until_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 from extauthz.identity import CredentialError, hash_key, read_credential
@@ -17,6 +18,7 @@ from extauthz.ledger import (
     Balance,
     ClockSkewError,
     CounterRangeError,
+    Paused,
     Refused,
     Release,
     Reserve,
@@ -30,7 +32,7 @@ from extauthz.providers.base import Edit, Metering, RequestError, RequestFacts
 from extauthz.providers.strict_json import must_be_plain
 from extauthz.reasons import Decision, Reason
 from extauthz.service.call_record import CallRecord, HeldPart
-from extauthz.service.lines import blocking, lines_of, shadow_denies
+from extauthz.service.lines import blocking, lines_of, shadow_denies, with_limits
 from extauthz.service.rules import Clock, Rules
 from extauthz.service.waiting import HeldRoom
 from extauthz.store.base import LedgerStore, StoreError
@@ -67,6 +69,7 @@ class Verdict:
     status: int = 200
     message: str = ""
     agent: Agent | None = None
+    key_hash: str = ""
     upstream: Upstream | None = None
     facts: RequestFacts | None = None
     priced: PricedModel | None = None
@@ -165,13 +168,15 @@ class Authorizer:
             key = read_credential(call.headers)
         except CredentialError as error:
             raise Denied(Reason.UNKNOWN_AGENT, 401, str(error)) from None
-        agent = self.rules.policies.agent_by_key_hash.get(hash_key(key))
+        policies = self.rules.policies
+        verdict.key_hash = hash_key(key)
+        agent = policies.agent_by_key_hash.get(verdict.key_hash)
         if agent is None:
             raise Denied(
                 Reason.UNKNOWN_AGENT, 401, "this virtual key is not known: ask for the agent's key"
             )
         verdict.agent = agent
-        if not agent.has_enforcing_budget:
+        if not policies.has_budget(agent, verdict.key_hash):
             raise Denied(
                 Reason.AGENT_WITHOUT_BUDGET,
                 403,
@@ -239,9 +244,10 @@ class Authorizer:
         while True:
             at_ms = self.clock()
             command, lines = self._command(agent, verdict, at_ms)
-            granted, verdict.balances = await self._ask_store(command, policies.settle_horizon_ms)
-            verdict.lines = lines
-            if granted:
+            answer = await self._ask_store(command, policies.settle_horizon_ms)
+            lines = with_limits(lines, answer.limits)
+            verdict.lines, verdict.balances = lines, answer.balances
+            if isinstance(answer, Reserved):
                 break
             refusal = blocking(lines, verdict.balances)
             assert refusal is not None, "the store refuses only where a line stands in the way"
@@ -268,21 +274,28 @@ class Authorizer:
         assert facts is not None
         assert priced is not None
         assert estimate is not None
+        assert verdict.upstream is not None
         policies = self.rules.policies
         names = (facts.model, priced.info.id)
-        lines = lines_of(agent, names, estimate, policies, at_ms)
-        if not any(line.hold.enforcing and line.budget is not None for line in lines):
+        budgets = policies.budgets_for(agent, verdict.key_hash, verdict.upstream.name, names)
+        if not any(budget.scope.covers and not budget.shadow for budget in budgets):
             raise Denied(
                 Reason.AGENT_WITHOUT_BUDGET,
                 403,
                 f"agent '{agent.name}' has no budget for this model: give it one that covers it",
             )
-        holds = tuple(line.hold for line in lines)
-        return Reserve(uuid7(at_ms), agent.org, at_ms, at_ms + policies.lease_ms, holds), lines
+        lines = lines_of(agent, budgets, estimate, policies, at_ms)
+        command = Reserve(
+            uuid7(at_ms),
+            agent.org,
+            at_ms,
+            at_ms + policies.lease_ms,
+            tuple(line.hold for line in lines),
+            pausable_as=agent.pausable_as,
+        )
+        return command, lines
 
-    async def _ask_store(
-        self, command: Reserve, settle_horizon_ms: int
-    ) -> tuple[bool, tuple[Balance, ...]]:
+    async def _ask_store(self, command: Reserve, settle_horizon_ms: int) -> Reserved | Refused:
         """Reserve; whatever goes wrong on the way, the reservation is abandoned by its id."""
         keys = tuple(hold.key for hold in command.holds)
         abandon = Release(command.id, command.org, command.at_ms, settle_horizon_ms, keys)
@@ -304,7 +317,9 @@ class Authorizer:
             self.abandoner.abandon(abandon)
             raise
         if isinstance(answer, Reserved | Refused):
-            return isinstance(answer, Reserved), answer.balances
+            return answer
+        if isinstance(answer, Paused):
+            raise Denied(Reason.AGENT_PAUSED, 403, _paused(answer))
         self.abandoner.abandon(abandon)
         raise Denied(Reason.STORE_UNAVAILABLE, 503, "the reservation came too late: try again")
 
@@ -333,6 +348,13 @@ def _record(command: Reserve, lines: Sequence[Line], verdict: Verdict, at_ms: in
             for line in lines
         ),
     )
+
+
+def _paused(answer: Paused) -> str:
+    if answer.until_ms is None:
+        return "this agent is paused until an operator resumes it"
+    end = datetime.fromtimestamp(answer.until_ms / 1000, UTC)
+    return f"this agent is paused until {end:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _denied(reason: Reason, agent: Agent, line: Line) -> Denied:

@@ -2,28 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from extauthz.ledger import Balance, Hold, fits
 from extauthz.money import AMOUNT_MAX
 from extauthz.policies import Agent, Budget, Line, Policies, Unit
 from extauthz.pricing import Estimate
 from extauthz.reasons import Reason
-from extauthz.store.base import counter_key
+from extauthz.store.base import counter_key, rolling_counter_key
 from extauthz.windows import Bounds
 
-_NEVER_MS = 10 * 365 * 86_400_000
+NEVER_MS = 10 * 365 * 86_400_000
 """A `total` budget has no end; its counter is remembered for ten years after its last use."""
 
 
 def lines_of(
-    agent: Agent, models: Sequence[str], estimate: Estimate, policies: Policies, at_ms: int
+    agent: Agent, budgets: Sequence[Budget], estimate: Estimate, policies: Policies, at_ms: int
 ) -> tuple[Line, ...]:
     """Every budget that a call counts on, with what it would hold there."""
-    lines = [
-        _line(budget, estimate, policies, at_ms)
-        for budget in agent.budgets
-        if budget.counts(*models)
-    ]
+    lines = [_line(budget, estimate, policies, at_ms) for budget in budgets]
     if agent.max_in_flight is not None:
         lines.append(
             Line(
@@ -43,8 +40,18 @@ def lines_of(
 
 def budget_line(budget: Budget, at_ms: int) -> tuple[str, Bounds]:
     """The counter of a budget's current window, and that window."""
-    bounds = budget.window.bounds(at_ms)
+    bounds, length_ms = budget.window.bounds(at_ms), budget.window.length_ms
+    if length_ms is not None:
+        return rolling_counter_key(budget.org, budget.id, length_ms), bounds
     return counter_key(budget.org, budget.id, bounds.start_ms), bounds
+
+
+def with_limits(lines: Sequence[Line], limits: Sequence[int]) -> tuple[Line, ...]:
+    """The lines with the limits in force, which overrides may have changed."""
+    return tuple(
+        line if line.hold.limit == limit else replace(line, hold=replace(line.hold, limit=limit))
+        for line, limit in zip(lines, limits, strict=True)
+    )
 
 
 def _line(budget: Budget, estimate: Estimate, policies: Policies, at_ms: int) -> Line:
@@ -54,7 +61,7 @@ def _line(budget: Budget, estimate: Estimate, policies: Policies, at_ms: int) ->
         Unit.TOKENS: estimate.tokens,
         Unit.REQUESTS: 1,
     }[budget.unit]
-    end_ms = at_ms + _NEVER_MS if bounds.end_ms is None else bounds.end_ms
+    end_ms = at_ms + NEVER_MS if bounds.end_ms is None else bounds.end_ms
     return Line(
         budget,
         bounds,
@@ -66,6 +73,7 @@ def _line(budget: Budget, estimate: Estimate, policies: Policies, at_ms: int) ->
             limit=budget.limit,
             forget_at_ms=end_ms + policies.memory_ms,
             enforcing=not budget.shadow,
+            budget_id=budget.id,
         ),
     )
 

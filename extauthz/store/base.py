@@ -14,8 +14,12 @@ from typing import Protocol
 from extauthz.errors import OperatorError
 from extauthz.ledger import (
     AlreadyEnded,
+    Applied,
     Balance,
     Ending,
+    Override,
+    Overrides,
+    Paused,
     Refused,
     Release,
     Renew,
@@ -23,6 +27,7 @@ from extauthz.ledger import (
     Reserved,
     Settle,
     State,
+    bucket_width_ms,
 )
 
 
@@ -66,7 +71,7 @@ class LedgerStore(Protocol):
     waiting) releases its id: in whatever order the two arrive, nothing stays held.
     """
 
-    async def reserve(self, command: Reserve) -> Reserved | Refused | AlreadyEnded:
+    async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """Hold amounts on all counters at once, or on none."""
 
     async def settle(self, command: Settle) -> Ending:
@@ -89,8 +94,14 @@ class LedgerStore(Protocol):
     ) -> list[Ending]:
         """Charge up to `count` reservations whose lease has run out, oldest first."""
 
-    async def balances(self, org: str, keys: Sequence[str]) -> tuple[Balance, ...]:
-        """How the counters stand now."""
+    async def override(self, command: Override) -> Applied:
+        """Change a limit, or pause somebody, once; in force at the next reserve."""
+
+    async def overrides(self, org: str, at_ms: int) -> Overrides:
+        """What operators have changed, as far as it holds at an instant."""
+
+    async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
+        """How the counters stand; `at_ms` is now, to which rolling windows reach."""
 
     async def open_reservations(self, org: str) -> int:
         """How many reservations of an org are held."""
@@ -116,6 +127,11 @@ def counter_key(org: str, budget_id: str, window_start_ms: int | None) -> str:
     """The key of one budget's counter in one window; its UTC start, as local labels repeat."""
     window = "total" if window_start_ms is None else str(window_start_ms // 1000)
     return f"{org_prefix(org)}c:{budget_id}:{window}"
+
+
+def rolling_counter_key(org: str, budget_id: str, length_ms: int) -> str:
+    """The key of one budget's counter in a rolling window, which tells the ledger what it is."""
+    return f"{org_prefix(org)}c:{budget_id}:rolling-{bucket_width_ms(length_ms)}"
 
 
 def org_prefix(org: str) -> str:

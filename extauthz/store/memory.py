@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from extauthz.ledger import (
     CLOCK_SKEW_MS_MAX,
     AlreadyEnded,
+    Applied,
     Balance,
     ClockSkewError,
     CounterRangeError,
     Ending,
     HoldsMismatchError,
     Ledger,
+    Override,
+    Overrides,
+    Paused,
     Refused,
     Release,
     Renew,
@@ -36,7 +40,7 @@ class MemoryStore:
         self._clock_ms = clock_ms
         self._ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
 
-    async def reserve(self, command: Reserve) -> Reserved | Refused | AlreadyEnded:
+    async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """See `LedgerStore`."""
         check_keys(command.org, [hold.key for hold in command.holds])
         return self._ledger(command.org, command.at_ms).reserve(command)
@@ -73,12 +77,20 @@ class MemoryStore:
         endings = [ledger.expire(id_, at_ms, settle_horizon_ms) for id_ in ledger.due(at_ms, count)]
         return [ending for ending in endings if ending is not None]
 
-    async def balances(self, org: str, keys: Sequence[str]) -> tuple[Balance, ...]:
+    async def override(self, command: Override) -> Applied:
+        """See `LedgerStore`."""
+        return self._ledger(command.org, command.at_ms).override(command)
+
+    async def overrides(self, org: str, at_ms: int) -> Overrides:
+        """See `LedgerStore`."""
+        return self._ledgers[org].book.at(at_ms)
+
+    async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
         """See `LedgerStore`."""
         check_keys(org, keys)
         ledger = self._ledgers[org]
         ledger.forget(self._clock_ms())
-        return ledger.balances(keys)
+        return ledger.balances(keys, at_ms)
 
     async def open_reservations(self, org: str) -> int:
         """See `LedgerStore`."""

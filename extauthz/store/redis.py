@@ -12,12 +12,16 @@ from redis.exceptions import ResponseError
 from extauthz.ledger import (
     CLOCK_SKEW_MS_MAX,
     AlreadyEnded,
+    Applied,
     Balance,
     ClockSkewError,
     CounterRangeError,
     Ending,
     HoldsMismatchError,
     Outcome,
+    Override,
+    Overrides,
+    Paused,
     Refused,
     Release,
     Renew,
@@ -25,11 +29,14 @@ from extauthz.ledger import (
     Reserved,
     Settle,
     State,
+    oldest_bucket,
+    width_of,
 )
 from extauthz.store import script
 from extauthz.store.base import StoredReservation, check_keys, org_prefix
 from extauthz.store.connections import Connections
 from extauthz.store.failures import unavailable
+from extauthz.store.override_fields import field_of, overrides_of
 from extauthz.store.readiness import check_server
 from extauthz.store.script import Call
 
@@ -72,22 +79,26 @@ class RedisStore:
         connections = Connections(url, command_timeout_s=command_timeout_s, size=connections_max)
         return cls(connections, require_durable=require_durable)
 
-    async def reserve(self, command: Reserve) -> Reserved | Refused | AlreadyEnded:
+    async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """See `LedgerStore`."""
         id_, status, *rest = await self._run(_reserve_call(command))
         if status == "ended":
             return AlreadyEnded(id_, State(rest[0]))
+        if status == "paused":
+            return Paused(id_, int(rest[0]) if rest[0] else None)
         before = tuple(
-            Balance(int(spent), int(held))
-            for spent, held in zip(rest[::2], rest[1::2], strict=True)
+            Balance(_sum(spent), int(held))
+            for spent, held in zip(rest[::3], rest[1::3], strict=True)
         )
+        limits = tuple(map(int, rest[2::3]))
         if status == "refused":
-            return Refused(id_, before)
+            return Refused(id_, before, limits)
         if status == "held_already":
-            return Reserved(id_, before)
+            return Reserved(id_, before, limits)
         # The script answers with the amounts that it read: their sums are exact only here.
         pairs = zip(command.holds, before, strict=True)
-        return Reserved(id_, tuple(Balance(b.spent, b.held + hold.amount) for hold, b in pairs))
+        after = tuple(Balance(b.spent, b.held + hold.amount) for hold, b in pairs)
+        return Reserved(id_, after, limits)
 
     async def settle(self, command: Settle) -> Ending:
         """See `LedgerStore`."""
@@ -156,11 +167,48 @@ class RedisStore:
             raise errors[0]
         return endings
 
-    async def balances(self, org: str, keys: Sequence[str]) -> tuple[Balance, ...]:
+    async def override(self, command: Override) -> Applied:
+        """See `LedgerStore`."""
+        prefix = org_prefix(command.org)
+        _, applied = await self._run(
+            Call(
+                script.OVERRIDE,
+                (_overrides_key(command.org), f"{prefix}o:{command.id}"),
+                (
+                    command.id,
+                    str(command.at_ms),
+                    str(command.forget_at_ms),
+                    command.content,
+                    command.change.value,
+                    field_of(command),
+                    str(command.amount),
+                    "" if command.until_ms is None else str(command.until_ms),
+                ),
+            )
+        )
+        return Applied(applied)
+
+    async def overrides(self, org: str, at_ms: int) -> Overrides:
+        """See `LedgerStore`."""
+        (flat,) = await self._read(("HGETALL", _overrides_key(org)))
+        return overrides_of(_pairs(flat), at_ms)
+
+    async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
         """See `LedgerStore`."""
         check_keys(org, keys)
-        replies = await self._read(*(("HMGET", key, "spent", "held") for key in keys))
-        return tuple(Balance(int(spent or 0), int(held or 0)) for spent, held in replies)
+        widths = [width_of(key) for key in keys]
+        replies = await self._read(
+            *(
+                ("HMGET", key, "spent", "held") if width is None else ("HGETALL", key)
+                for key, width in zip(keys, widths, strict=True)
+            )
+        )
+        return tuple(
+            Balance(int(reply[0] or 0), int(reply[1] or 0))
+            if width is None
+            else _rolling_balance(_pairs(reply), oldest_bucket(at_ms, width))
+            for reply, width in zip(replies, widths, strict=True)
+        )
 
     async def open_reservations(self, org: str) -> int:
         """See `LedgerStore`."""
@@ -219,6 +267,10 @@ def _leases_key(org: str) -> str:
     return f"{org_prefix(org)}leases"
 
 
+def _overrides_key(org: str) -> str:
+    return f"{org_prefix(org)}overrides"
+
+
 def _own_keys(org: str, id_: str) -> tuple[str, str]:
     return _record_key(org, id_), _leases_key(org)
 
@@ -229,11 +281,14 @@ def _end_args(id_: str, at_ms: int, settle_horizon_ms: int) -> tuple[str, str, s
 
 def _reserve_call(command: Reserve) -> Call:
     check_keys(command.org, [hold.key for hold in command.holds])
-    args = [command.id, str(command.at_ms), str(command.lease_until_ms)]
+    times = (str(command.at_ms), str(command.lease_until_ms))
+    args = [command.id, *times, " ".join(command.pausable_as)]
     for hold in command.holds:
         enforcing, transient = str(int(hold.enforcing)), str(int(hold.transient))
         args += [str(hold.amount), str(hold.limit), enforcing, str(hold.forget_at_ms), transient]
-    keys = (*_own_keys(command.org, command.id), *(hold.key for hold in command.holds))
+        args.append(hold.budget_id or "")
+    own = (*_own_keys(command.org, command.id), _overrides_key(command.org))
+    keys = (*own, *(hold.key for hold in command.holds))
     return Call(script.RESERVE, keys, tuple(args))
 
 
@@ -258,9 +313,22 @@ def _stored(record: Sequence[str]) -> StoredReservation:
 
 def _counters(record: Sequence[str]) -> tuple[str, ...]:
     """The counters that a record names, in its order (`k1`, `k2`, ...; see prelude.lua)."""
-    fields = dict(zip(record[::2], record[1::2], strict=True))
+    fields = _pairs(record)
     count = sum(name.startswith("k") for name in fields)
     return tuple(fields[f"k{n}"] for n in range(1, count + 1))
+
+
+def _pairs(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _sum(text: str) -> int:
+    return sum(map(int, text.split()))
+
+
+def _rolling_balance(fields: dict[str, str], oldest: int) -> Balance:
+    held = int(fields.pop("held", 0))
+    return Balance(sum(int(n) for bucket, n in fields.items() if int(bucket) >= oldest), held)
 
 
 def _checked(answer: list[str] | Exception) -> list[str] | Exception:

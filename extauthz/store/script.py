@@ -31,6 +31,7 @@ SETTLE = _load("settle.lua")
 RELEASE = _load("release.lua")
 RENEW = _load("renew.lua")
 EXPIRE = _load("expire.lua")
+OVERRIDE = _load("override.lua")
 
 
 @dataclass(frozen=True, slots=True)

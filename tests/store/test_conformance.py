@@ -55,7 +55,7 @@ async def brought_to(store: LedgerStore, start: str) -> Call:
 async def standing(store: LedgerStore, call: Call) -> object:
     """All that can be seen of an org from outside."""
     return (
-        await store.balances(call.org, call.keys),
+        await store.balances(call.org, call.keys, now_ms()),
         await store.open_reservations(call.org),
         probed_state(await store.reserve(state_probe(call))),
     )
@@ -64,13 +64,13 @@ async def standing(store: LedgerStore, call: Call) -> object:
 @pytest.mark.parametrize("row", TABLE, ids=str)
 async def test_each_row_of_the_table(store: LedgerStore, row: Row) -> None:
     call = await brought_to(store, row.start)
-    before = await store.balances(call.org, call.keys)
+    before = await store.balances(call.org, call.keys, now_ms())
     open_before = await store.open_reservations(call.org)
 
     answer = await tell(store, event(call, row.event))
 
     assert is_as_expected(row, answer), answer
-    assert await store.balances(call.org, call.keys) == (
+    assert await store.balances(call.org, call.keys, now_ms()) == (
         Balance(before[0].spent + row.spent, before[0].held + row.held),
         Balance(before[1].spent + row.spent // 10, before[1].held + row.held // 10),
     )
@@ -156,7 +156,7 @@ async def test_a_command_that_names_other_counters_changes_nothing(
             await wrong()
 
     assert await standing(store, call) == before
-    assert await store.balances(call.org, other_keys[1:]) == (Balance(),)
+    assert await store.balances(call.org, other_keys[1:], now_ms()) == (Balance(),)
 
 
 @pytest.mark.parametrize("keys", ["one fewer", "one more", "another order"])
@@ -208,9 +208,9 @@ async def test_a_counter_of_another_org_is_refused_before_anything_is_sent(
     (error,) = await store.settle_many([wrong])
     assert isinstance(error, ValueError)
     with pytest.raises(ValueError, match="no counter of the org"):
-        await store.balances(call.org, foreign.keys)
+        await store.balances(call.org, foreign.keys, now_ms())
 
-    assert await store.balances(stranger.org, stranger.keys) == (Balance(), Balance())
+    assert await store.balances(stranger.org, stranger.keys, now_ms()) == (Balance(), Balance())
 
 
 @pytest.mark.parametrize("org", ["", "a}b", "{a"])
@@ -227,7 +227,7 @@ async def test_one_counter_without_room_refuses_all_of_them(store: LedgerStore) 
 
     answer = await store.reserve(Reserve(call.id, call.org, now_ms(), now_ms(), holds))
 
-    assert answer == Refused(call.id, (Balance(5000, 2000), Balance(500, 200)))
+    assert answer == Refused(call.id, (Balance(5000, 2000), Balance(500, 200)), (10_000, 1500))
     assert await standing(store, call) == before
 
 
@@ -257,7 +257,7 @@ async def test_a_shadow_budget_counts_and_never_refuses(store: LedgerStore) -> N
 
     answer = await store.reserve(call.reserve(20_000, enforcing=(False, False)))
 
-    assert answer == Reserved(call.id, (Balance(5000, 22_000), Balance(500, 2200)))
+    assert answer == Reserved(call.id, (Balance(5000, 22_000), Balance(500, 2200)), (10_000, 1000))
 
 
 async def test_a_repeated_reserve_answers_how_things_stand_now(store: LedgerStore) -> None:
@@ -267,7 +267,7 @@ async def test_a_repeated_reserve_answers_how_things_stand_now(store: LedgerStor
 
     answer = await store.reserve(call.reserve(1000))
 
-    assert answer == Reserved(call.id, (Balance(0, 1050), Balance(0, 105)))
+    assert answer == Reserved(call.id, (Balance(0, 1050), Balance(0, 105)), (10_000, 1000))
 
 
 async def test_a_transient_hold_is_given_back_when_its_lease_runs_out(store: LedgerStore) -> None:
@@ -277,7 +277,7 @@ async def test_a_transient_hold_is_given_back_when_its_lease_runs_out(store: Led
     (ending,) = await tell(store, call.expire())
 
     assert ending.charged == (0, 100)
-    assert await store.balances(call.org, call.keys) == (Balance(0, 0), Balance(100, 0))
+    assert await store.balances(call.org, call.keys, now_ms()) == (Balance(0, 0), Balance(100, 0))
 
 
 async def test_a_renewed_lease_is_not_due_and_moves_never_back(store: LedgerStore) -> None:
@@ -332,7 +332,7 @@ async def test_a_release_before_the_reserve_keeps_it_out(store: LedgerStore) -> 
     assert await store.release(call.release()) == Ending(call.id, Outcome.RELEASED)
 
     assert await store.reserve(call.reserve()) == AlreadyEnded(call.id, State.RELEASED)
-    assert await store.balances(call.org, call.keys) == (Balance(), Balance())
+    assert await store.balances(call.org, call.keys, now_ms()) == (Balance(), Balance())
 
 
 async def test_a_batch_settles_each_for_itself(store: LedgerStore) -> None:
@@ -402,7 +402,7 @@ async def test_nothing_looked_up_is_nothing_found(store: LedgerStore) -> None:
 
 async def test_an_empty_batch_is_answered_with_nothing(store: LedgerStore) -> None:
     assert await store.settle_many([]) == []
-    assert await store.balances("org", []) == ()
+    assert await store.balances("org", [], now_ms()) == ()
 
 
 async def test_the_largest_amounts_are_exact_to_the_last_unit(store: LedgerStore) -> None:
@@ -413,18 +413,20 @@ async def test_the_largest_amounts_are_exact_to_the_last_unit(store: LedgerStore
         hold = Hold(key, amount, AMOUNT_MAX, later)
         return await store.reserve(Reserve(id_, call.org, now_ms(), now_ms() - 1, (hold,)))
 
-    assert await reserve("a", AMOUNT_MAX - 1) == Reserved("a", (Balance(0, AMOUNT_MAX - 1),))
-    assert await reserve("b", 2) == Refused("b", (Balance(0, AMOUNT_MAX - 1),))
-    assert await reserve("b", 1) == Reserved("b", (Balance(0, AMOUNT_MAX),))
+    assert await reserve("a", AMOUNT_MAX - 1) == Reserved(
+        "a", (Balance(0, AMOUNT_MAX - 1),), (AMOUNT_MAX,)
+    )
+    assert await reserve("b", 2) == Refused("b", (Balance(0, AMOUNT_MAX - 1),), (AMOUNT_MAX,))
+    assert await reserve("b", 1) == Reserved("b", (Balance(0, AMOUNT_MAX),), (AMOUNT_MAX,))
     charge = Charge(key, AMOUNT_MAX - 3, later)
     ending = await store.settle(Settle("a", call.org, now_ms(), now_ms(), DAY_MS, (charge,)))
     assert ending.charged == (AMOUNT_MAX - 3,)
-    assert await store.balances(call.org, [key]) == (Balance(AMOUNT_MAX - 3, 1),)
+    assert await store.balances(call.org, [key], now_ms()) == (Balance(AMOUNT_MAX - 3, 1),)
     assert isinstance(await reserve("c", 3), Refused)
     assert isinstance(await reserve("c", 2), Reserved)
     endings = await store.expire(call.org, now_ms(), DAY_MS, 10)
     assert sorted(ending.charged for ending in endings) == [(1,), (2,)]
-    assert await store.balances(call.org, [key]) == (Balance(AMOUNT_MAX, 0),)
+    assert await store.balances(call.org, [key], now_ms()) == (Balance(AMOUNT_MAX, 0),)
 
 
 async def test_room_for_four_admits_exactly_four_of_many_at_once(store: LedgerStore) -> None:
@@ -435,4 +437,4 @@ async def test_room_for_four_admits_exactly_four_of_many_at_once(store: LedgerSt
 
     assert [answer.id for answer in answers] == [call.id for call in calls]
     assert sum(isinstance(answer, Reserved) for answer in answers) == 4
-    assert (await store.balances(calls[0].org, calls[0].keys))[0] == Balance(0, 4000)
+    assert (await store.balances(calls[0].org, calls[0].keys, now_ms()))[0] == Balance(0, 4000)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from fake_store import FakeServer, array
-from ledger_calls import Call
+from ledger_calls import Call, now_ms
 from servers import Server
 
 from extauthz.ledger import Balance, ClockSkewError, Reserved
@@ -20,12 +20,12 @@ def id_in(words: list[str]) -> str:
 
 
 async def admit(words: list[str]) -> str:
-    return array(id_in(words), "reserved", "0", "0", "0", "0")
+    return array(id_in(words), "reserved", *("0", "0", "10000") * 2)
 
 
 async def test_a_reply_with_another_id_is_not_believed_and_its_connection_is_closed() -> None:
     async def lie(words: list[str]) -> str:
-        return array("another-id", "reserved", "0", "0", "0", "0")
+        return array("another-id", "reserved", *("0", "0", "10000") * 2)
 
     async with FakeServer(lie) as server:
         store = RedisStore.from_url(server.url)
@@ -45,7 +45,7 @@ async def test_a_reply_of_another_kind_is_not_believed(nonsense: str) -> None:
         with pytest.raises(StoreUnavailableError, match="answered another question"):
             await store.reserve(Call().reserve())
         with pytest.raises(StoreUnavailableError, match="answered another question"):
-            await store.balances("org", Call(org="org").keys)
+            await store.balances("org", Call(org="org").keys, now_ms())
         await store.close()
 
 
@@ -116,9 +116,9 @@ async def test_a_cancelled_caller_stops_waiting_and_its_command_is_still_carried
         await waiting
     await leaving.close()
 
-    assert (await redis_store.balances(call.org, call.keys))[0] == Balance(held=1000)
+    assert (await redis_store.balances(call.org, call.keys, now_ms()))[0] == Balance(held=1000)
     await redis_store.release(call.release())
-    assert await redis_store.balances(call.org, call.keys) == (Balance(), Balance())
+    assert await redis_store.balances(call.org, call.keys, now_ms()) == (Balance(), Balance())
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ async def give_up_at_random(store: RedisStore, count: int) -> None:
     for few in batched(calls, 20):
         releases = await asyncio.gather(*(store.release(call.release()) for call in few))
         assert [ending.id for ending in releases] == [call.id for call in few]
-    assert await store.balances(first.org, first.keys) == (Balance(), Balance())
+    assert await store.balances(first.org, first.keys, now_ms()) == (Balance(), Balance())
 
 
 def batched(calls: list[Call], size: int) -> list[list[Call]]:

@@ -88,7 +88,7 @@ class Twins(RuleBasedStateMachine):
     def draw_hold(self, data: st.DataObject, key: str, forget_at_ms: int) -> Hold:
         """A hold whose limit is often the very edge of what fits."""
         amount = data.draw(AMOUNTS)
-        (balance,) = self.ledger.balances([key])
+        (balance,) = self.ledger.balances([key], now_ms())
         edge = balance.spent + balance.held + amount + data.draw(st.sampled_from([0, 0, -1, 1]))
         limit = data.draw(st.one_of(LIMITS, st.just(min(max(edge, 0), AMOUNT_MAX))))
         return Hold(
@@ -206,7 +206,7 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     def both_stand_alike(self) -> None:
         async def standing(store: MemoryStore | RedisStore) -> Any:
-            balances = await store.balances(self.org, self.keys)
+            balances = await store.balances(self.org, self.keys, now_ms())
             return balances, await store.open_reservations(self.org)
 
         expected = self.runner.run(standing(self.memory))

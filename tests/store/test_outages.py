@@ -48,7 +48,7 @@ async def test_a_reserve_that_timed_out_and_is_released_after_a_short_freeze_hol
     own_valkey.thaw()
     await store.release(call.release())
 
-    assert await store.balances(call.org, call.keys) == NOTHING
+    assert await store.balances(call.org, call.keys, now_ms()) == NOTHING
     assert await store.reserve(call.reserve()) == AlreadyEnded(call.id, State.RELEASED)
 
 
@@ -64,7 +64,7 @@ async def test_releasing_until_it_is_acknowledged_leaves_nothing_held_whenever_t
     await until_acknowledged(store, call)
 
     # The reserve may have come before the release or be refused after it.
-    assert await store.balances(call.org, call.keys) == NOTHING
+    assert await store.balances(call.org, call.keys, now_ms()) == NOTHING
     assert await store.reserve(call.reserve()) == AlreadyEnded(call.id, State.RELEASED)
 
 
@@ -92,7 +92,7 @@ async def test_a_reserve_that_lay_in_a_frozen_server_for_over_a_second_is_refuse
     until(lambda: client.info("clients")["connected_clients"] == 1)
     client.close()
     assert await store.open_reservations(call.org) == 0
-    assert await store.balances(call.org, call.keys) == NOTHING
+    assert await store.balances(call.org, call.keys, now_ms()) == NOTHING
 
 
 async def test_after_a_freeze_every_caller_gets_its_own_answer(
@@ -117,7 +117,7 @@ async def test_a_killed_store_is_unavailable_and_serves_again_once_it_is_back(
     with pytest.raises(StoreUnavailableError, match=str(own_valkey.socket)):
         await store.settle(call.settle())
     with pytest.raises(StoreUnavailableError):
-        await store.balances(call.org, call.keys)
+        await store.balances(call.org, call.keys, now_ms())
     (error,) = await store.settle_many([call.settle()])
     assert isinstance(error, StoreUnavailableError)
 
@@ -150,7 +150,7 @@ async def test_every_acknowledged_reservation_outlives_a_crash(binary: str | Non
         server.start()
         held = await store.open_reservations(first.org)
         assert len(acknowledged) <= held <= len(acknowledged) + len(workers)
-        assert await store.balances(first.org, first.keys) == (
+        assert await store.balances(first.org, first.keys, now_ms()) == (
             Balance(held=10 * held),
             Balance(held=held),
         )
@@ -175,7 +175,10 @@ async def test_a_log_that_a_crash_cut_short_is_read_up_to_the_cut(own_valkey: Se
 
     # The cut went through the third reservation: it is gone as a whole.
     assert await store.open_reservations(first.org) == 2
-    assert await store.balances(first.org, first.keys) == (Balance(held=2000), Balance(held=200))
+    assert await store.balances(first.org, first.keys, now_ms()) == (
+        Balance(held=2000),
+        Balance(held=200),
+    )
     await store.close()
 
 
@@ -188,11 +191,11 @@ async def test_a_full_store_refuses_reservations_and_still_takes_their_endings(
     client = own_valkey.client()
     client.config_set("maxmemory", "1")
     client.close()
-    before = await store.balances(first.org, first.keys)
+    before = await store.balances(first.org, first.keys, now_ms())
 
     with pytest.raises(StoreUnavailableError, match="its memory is full"):
         await store.reserve(first.sibling().reserve())
-    assert await store.balances(first.org, first.keys) == before
+    assert await store.balances(first.org, first.keys, now_ms()) == before
 
     assert (await store.settle(calls[0].settle())).outcome is Outcome.SETTLED
     assert (await store.release(calls[1].release())).outcome is Outcome.RELEASED

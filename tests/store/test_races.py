@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ledger_calls import Call
+from ledger_calls import Call, now_ms
 from servers import Server
 
 from extauthz.ledger import Balance
@@ -36,7 +36,7 @@ async def race(server: Server, rounds: int) -> None:
             racer.stdin.write(f"{call.org}\n".encode())
         admitted = [int(await racer.stdout.readline()) for racer in racers if racer.stdout]
         assert sum(admitted) == ROOM, admitted
-        assert (await store.balances(call.org, call.keys))[0] == Balance(held=1000 * ROOM)
+        assert (await store.balances(call.org, call.keys, now_ms()))[0] == Balance(held=1000 * ROOM)
         assert await store.open_reservations(call.org) == ROOM
     for racer in racers:
         await racer.communicate(b"")  # without input it would leave stdin open

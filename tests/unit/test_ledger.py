@@ -67,13 +67,13 @@ def standing(ledger: Ledger) -> Any:
 @pytest.mark.parametrize("row", TABLE, ids=str)
 def test_each_row_of_the_table(row: Row) -> None:
     ledger, call = brought_to(row.start)
-    before = ledger.balances(call.keys)
+    before = ledger.balances(call.keys, now_ms())
 
     answer = tell_ledger(ledger, event(call, row.event))
 
     assert is_as_expected(row, answer), answer
     assert probed_state(ledger.reserve(state_probe(call))) is row.then
-    assert ledger.balances(call.keys) == (
+    assert ledger.balances(call.keys, now_ms()) == (
         Balance(before[0].spent + row.spent, before[0].held + row.held),
         Balance(before[1].spent + row.spent // 10, before[1].held + row.held // 10),
     )
@@ -158,7 +158,7 @@ def test_one_counter_without_room_refuses_all_of_them() -> None:
 
     answer = ledger.reserve(Reserve(call.id, call.org, now_ms(), now_ms(), tuple(holds)))
 
-    assert answer == Refused(call.id, (BEFORE, Balance(500, 200)))
+    assert answer == Refused(call.id, (BEFORE, Balance(500, 200)), (10_000, 1500))
     assert standing(ledger) == before
 
 
@@ -174,7 +174,7 @@ def test_a_shadow_budget_counts_and_never_refuses() -> None:
 
     answer = ledger.reserve(call.reserve(20_000, enforcing=(False, False)))
 
-    assert answer == Reserved(call.id, (Balance(5000, 22_000), Balance(500, 2200)))
+    assert answer == Reserved(call.id, (Balance(5000, 22_000), Balance(500, 2200)), (10_000, 1000))
 
 
 def test_a_transient_hold_is_given_back_when_its_lease_runs_out() -> None:
@@ -185,7 +185,7 @@ def test_a_transient_hold_is_given_back_when_its_lease_runs_out() -> None:
     (ending,) = tell_ledger(ledger, call.expire())
 
     assert ending.charged == (0, 100)
-    assert ledger.balances(call.keys) == (Balance(0, 0), Balance(100, 0))
+    assert ledger.balances(call.keys, now_ms()) == (Balance(0, 0), Balance(100, 0))
 
 
 def test_a_lease_moves_on_and_never_back() -> None:
@@ -244,9 +244,9 @@ def test_a_counter_is_forgotten_at_the_latest_time_that_was_asked_for() -> None:
     ledger.reserve(call.sibling().reserve(at_ms=at_ms, forget_in_ms=2 * DAY_MS))
 
     ledger.forget(at_ms + 3 * DAY_MS - 1)
-    assert ledger.balances(call.keys)[0].held == 2000
+    assert ledger.balances(call.keys, now_ms())[0].held == 2000
     ledger.forget(at_ms + 3 * DAY_MS)
-    assert ledger.balances(call.keys)[0].held == 0
+    assert ledger.balances(call.keys, now_ms())[0].held == 0
 
 
 @pytest.mark.parametrize("name", ["settle for nothing", "release", "expire"])
@@ -256,7 +256,7 @@ def test_a_lost_counter_never_goes_below_zero(name: str) -> None:
 
     tell_ledger(ledger, event(call, name))
 
-    assert all(b.held == 0 and b.spent >= 0 for b in ledger.balances(call.keys))
+    assert all(b.held == 0 and b.spent >= 0 for b in ledger.balances(call.keys, now_ms()))
 
 
 def test_a_correction_of_a_lost_charge_never_goes_below_zero() -> None:
@@ -265,7 +265,7 @@ def test_a_correction_of_a_lost_charge_never_goes_below_zero() -> None:
 
     tell_ledger(ledger, event(call, "settle"))
 
-    assert ledger.balances(call.keys) == (Balance(), Balance())
+    assert ledger.balances(call.keys, now_ms()) == (Balance(), Balance())
 
 
 @pytest.mark.parametrize("wrong", [-1, AMOUNT_MAX + 1])

@@ -14,18 +14,22 @@ from extauthz.pricing import Estimate
 from extauthz.reasons import Reason
 from extauthz.service.budget_headers import budget_headers, reset_seconds
 from extauthz.service.lines import blocking, lines_of, shadow_denies, tightest
-from extauthz.windows import Period, Window
+from extauthz.windows import ROLLING_LENGTHS_MS, Period, Window
 
 AT = 1_790_000_000_000
 DAY = budget(10)
 MONTH = budget(100, window=Window(Period.MONTH))
 TOTAL = budget(50, window=Window(Period.TOTAL))
+WINDOWS = [Window(period) for period in Period if period is not Period.ROLLING]
+WINDOWS += [Window(Period.ROLLING, length=length) for length in ROLLING_LENGTHS_MS]
 
 
 def lines(*budgets, dollars: int = 4, models=("small",), **fields: object) -> tuple[Line, ...]:
     who = agent(*budgets, **fields)
     estimate = Estimate(dollars * DOLLAR, 100, 20)
-    return lines_of(who, models, estimate, rules(who).policies, AT)
+    policies = rules(who).policies
+    budgets = policies.budgets_for(who, "", "openai", models)
+    return lines_of(who, budgets, estimate, policies, AT)
 
 
 def spent(*dollars: int, held: int = 0) -> list[Balance]:
@@ -85,9 +89,9 @@ def test_what_lasts_longest_is_named_first(budgets, balances, refusal):
 amounts = st.integers(0, 20)
 budgets_of_any_kind = st.lists(
     st.builds(
-        lambda limit, period, shadow: budget(limit, window=Window(period), shadow=shadow),
+        lambda limit, window, shadow: budget(limit, window=window, shadow=shadow),
         amounts,
-        st.sampled_from(Period),
+        st.sampled_from(WINDOWS),
         st.booleans(),
     ),
     min_size=1,

@@ -75,7 +75,7 @@ class Counter:
         return replace(ended, **how)  # type: ignore[arg-type]
 
     async def spent(self) -> dict[str, int]:
-        balances = await self.store.balances("default", list(KEYS.values()))
+        balances = await self.store.balances("default", list(KEYS.values()), self.clock())
         return {
             unit: balance.spent
             for unit, balance in zip(KEYS, balances, strict=True)
@@ -83,7 +83,7 @@ class Counter:
         }
 
     async def held(self) -> int:
-        balances = await self.store.balances("default", list(KEYS.values()))
+        balances = await self.store.balances("default", list(KEYS.values()), self.clock())
         return sum(balance.held for balance in balances)
 
     @property

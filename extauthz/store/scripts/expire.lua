@@ -28,7 +28,7 @@ end
 if not names_its_counters(record) then
   return { id, 'holds_mismatch' }
 end
-local out_of_range = first_counter_out_of_range()
+local out_of_range = first_counter_out_of_range(at_ms)
 if out_of_range then
   return { id, 'counter_range', out_of_range }
 end
@@ -44,6 +44,6 @@ for i = 1, #KEYS - FIRST_COUNTER + 1 do
     charged[i] = amount
   end
 end
-move_to(record, charged)
-write_ended(id, 'expired', record, charged, forget_at_ms)
+move_to(record, charged, at_ms)
+write_ended(id, 'expired', record, charged, forget_at_ms, at_ms)
 return { id, 'expired', table.concat(charged, ' ') }

@@ -1,6 +1,6 @@
 -- Shared by every script of the ledger, put between a script's first line and the rest of it.
 --
--- Version 1. A script is called by the hash of its text, so two versions of this program that share
+-- Version 2: rolling counters, overrides, charged_at. A script is called by the hash of its text, so two versions of this program that share
 -- a store each run their own; say here what changed when a record's layout does.
 --
 -- A reservation is one hash:
@@ -10,15 +10,28 @@
 --                                       means that it ended without ever having been held here)
 --   t1         "1" where nothing is ever spent on the 1st counter
 --   o1         highest cost observed so far on the 1st counter
+--   charged_at when its lease ran out                            (expired only)
 -- A held one has no TTL. Its lease is its score in the leases, there and nowhere else.
--- A counter is a hash of `spent` and `held`; it has a TTL from the command that makes it.
+-- A counter is a hash of `spent` and `held`; it has a TTL from the command that makes it. One whose
+-- key ends in `:rolling-<width in ms>` has, instead of `spent`, an amount for each bucket, named by
+-- its number (see extauthz/ledger/rolling.py, which says the same in Python).
+--
+-- The overrides of an org are one hash: `pause:agent:NAME` and `pause:team:NAME` are "@<until_ms>",
+-- or "@" without an end; a budget's id is the words "=<limit>@<until_ms>" and "+<top-up>@<until_ms>".
 --
 -- Amounts are strings of digits from ARGV or from a record and go to HINCRBY as they came. A Lua
--- number is a double, and its text keeps 14 digits: numbers are for comparing only.
+-- number is a double, and its text keeps 14 digits: numbers are for comparing only. Where one has to
+-- be written, as_text is exact below 2^53.
 
 local CLOCK_SKEW_MS_MAX = 1000
 local COUNTER_MAX = 2 ^ 62
+local AMOUNT_MAX = 2 ^ 52
+local BUCKETS = 96
 local FIRST_COUNTER = 3 -- KEYS: 1 the reservation, 2 the leases, then its counters in order
+
+local function as_text(number)
+  return string.format('%.0f', number)
+end
 
 -- A caller whose clock is off would pick the wrong windows and leases. This also refuses what lay in
 -- the server's input buffer while it was frozen: its caller has given up on it.
@@ -51,11 +64,44 @@ local function names_its_counters(record)
   return record['k' .. (count + 1)] == nil
 end
 
+local function width_of(key)
+  return tonumber(string.match(key, ':rolling%-(%d+)$'))
+end
+
+local function bucket_at(at_ms, width)
+  return math.floor(tonumber(at_ms) / width)
+end
+
+-- A counter as it stands: held, spent as a number, and spent as text, which is exact: the amounts of
+-- the buckets that count, for the caller to add up.
+local function read_counter(key, at_ms)
+  local width = width_of(key)
+  if not width then
+    local balance = redis.call('HMGET', key, 'spent', 'held')
+    local spent = balance[1] or '0'
+    return { spent = tonumber(spent), spent_text = spent, held = balance[2] or '0' }
+  end
+  local oldest = bucket_at(at_ms, width) - BUCKETS + 1
+  local flat, sum, amounts, held = redis.call('HGETALL', key), 0, {}, '0'
+  for i = 1, #flat, 2 do
+    if flat[i] == 'held' then
+      held = flat[i + 1]
+    elseif tonumber(flat[i]) >= oldest then
+      sum = sum + tonumber(flat[i + 1])
+      amounts[#amounts + 1] = flat[i + 1]
+    end
+  end
+  return { spent = sum, spent_text = table.concat(amounts, ' '), held = held }
+end
+
+local function is_out_of_range(counter)
+  return counter.spent >= COUNTER_MAX or tonumber(counter.held) >= COUNTER_MAX
+end
+
 -- HINCRBY counts in 64 bits and fails beyond, which must not happen half-way through a command.
-local function first_counter_out_of_range()
+local function first_counter_out_of_range(at_ms)
   for i = FIRST_COUNTER, #KEYS do
-    local balance = redis.call('HMGET', KEYS[i], 'spent', 'held')
-    if tonumber(balance[1] or '0') >= COUNTER_MAX or tonumber(balance[2] or '0') >= COUNTER_MAX then
+    if is_out_of_range(read_counter(KEYS[i], at_ms)) then
       return KEYS[i]
     end
   end
@@ -67,6 +113,22 @@ local function remember_until(key, forget_at_ms)
   if redis.call('PEXPIRETIME', key) < tonumber(forget_at_ms) then
     redis.call('PEXPIREAT', key, forget_at_ms)
   end
+end
+
+-- What is done with every write to a rolling counter: buckets that have left the window go, and it is
+-- remembered until what is spent now has left, too.
+local function tidy_rolling(key, at_ms)
+  local width = width_of(key)
+  if not width then
+    return
+  end
+  local oldest = bucket_at(at_ms, width) - BUCKETS + 1
+  for _, name in ipairs(redis.call('HKEYS', key)) do
+    if name ~= 'held' and tonumber(name) < oldest then
+      redis.call('HDEL', key, name)
+    end
+  end
+  remember_until(key, as_text(tonumber(at_ms) + BUCKETS * width))
 end
 
 -- Never below zero, even if the counter was lost meanwhile: that would be room nobody granted.
@@ -84,23 +146,49 @@ local function split(text)
   return words
 end
 
+-- Correct the bucket that was charged. Where that has left the window, there is nothing to give back,
+-- and what is still to be charged goes to the bucket of now.
+local function correct(key, width, at_ms, charged_at_ms, change)
+  local now = bucket_at(at_ms, width)
+  local bucket = bucket_at(charged_at_ms, width)
+  if bucket <= now - BUCKETS then
+    bucket, change = now, math.max(0, change)
+  end
+  if change ~= 0 and redis.call('HINCRBY', key, as_text(bucket), as_text(change)) < 0 then
+    redis.call('HSET', key, as_text(bucket), '0')
+  end
+end
+
 -- Move what the record holds, or has charged before, to `costs`: one string per counter.
-local function move_to(record, costs)
+local function move_to(record, costs, at_ms)
   local charged_before = split(record.charged or '')
   for i, cost in ipairs(costs) do
     local key = KEYS[FIRST_COUNTER + i - 1]
-    redis.call('HINCRBY', key, 'spent', cost)
-    take(key, 'spent', charged_before[i] or '0')
+    local before = charged_before[i] or '0'
+    local width = width_of(key)
+    if width then
+      -- Two amounts up to 2^52: their difference is exact.
+      local change = tonumber(cost) - tonumber(before)
+      correct(key, width, at_ms, record.charged_at or at_ms, change)
+    else
+      redis.call('HINCRBY', key, 'spent', cost)
+      take(key, 'spent', before)
+    end
     if record.state == 'held' then
       take(key, 'held', record['a' .. i])
     end
     remember_until(key, record['f' .. i])
+    tidy_rolling(key, at_ms)
   end
 end
 
 -- What is kept of an ended reservation: enough to answer every repeat, until the horizon.
-local function write_ended(id, state, record, costs, forget_at_ms)
+local function write_ended(id, state, record, costs, forget_at_ms, charged_at_ms)
   local fields = { 'state', state, 'charged', table.concat(costs, ' ') }
+  if charged_at_ms then
+    fields[#fields + 1] = 'charged_at'
+    fields[#fields + 1] = charged_at_ms
+  end
   if state ~= 'settled' then -- a settlement may still come, on these counters
     local i = 1
     while record['k' .. i] do
@@ -122,4 +210,36 @@ local function repeated(id, record, costs)
   local charged, now = record.charged, table.concat(costs, ' ')
   local both_free = not string.find(charged, '[1-9]') and not string.find(now, '[1-9]')
   return { id, (charged == now or both_free) and 'duplicate' or 'conflict', charged }
+end
+
+-- Whether an end, as it is written, is still to come; '' is none.
+local function is_before(at_ms, until_ms)
+  return until_ms == '' or tonumber(at_ms) < tonumber(until_ms)
+end
+
+-- The words of a budget's override that hold: each {sign, amount, until_ms}.
+local function parts_in_force(text, at_ms)
+  local parts = {}
+  for sign, amount, until_ms in string.gmatch(text or '', '([=+])(%d+)@(%d*)') do
+    if is_before(at_ms, until_ms) then
+      parts[#parts + 1] = { sign = sign, amount = amount, until_ms = until_ms }
+    end
+  end
+  return parts
+end
+
+-- The limit that applies, as text: what an override sets, else the file's, and the top-ups.
+local function limit_in_force(text, limit, at_ms)
+  if not text then
+    return limit
+  end
+  local base, more = tonumber(limit), 0
+  for _, part in ipairs(parts_in_force(text, at_ms)) do
+    if part.sign == '=' then
+      base = tonumber(part.amount)
+    else
+      more = more + tonumber(part.amount)
+    end
+  end
+  return as_text(math.min(base + more, AMOUNT_MAX))
 end

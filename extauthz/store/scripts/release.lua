@@ -30,12 +30,12 @@ end
 if not names_its_counters(record) then
   return { id, 'holds_mismatch' }
 end
-local out_of_range = first_counter_out_of_range()
+local out_of_range = first_counter_out_of_range(at_ms)
 if out_of_range then
   return { id, 'counter_range', out_of_range }
 end
 
-move_to(record, free)
+move_to(record, free, at_ms)
 local state, outcome = 'released', 'released'
 if record.state == 'expired' then -- it was charged: that it cost nothing is its settlement
   state, outcome = 'settled', 'late'

@@ -1,18 +1,22 @@
 #!lua
 -- Hold an amount on every counter at once, or on none.
 --
--- KEYS  1 reservation, 2 leases, 3.. counters
--- ARGV  1 id, 2 at_ms, 3 lease_until_ms,
---       then for each counter: amount, limit, enforcing 0|1, forget_at_ms, transient 0|1
--- Reply {id, "reserved" | "refused", spent, held, ...}  balances as they stood before
---       {id, "held_already", spent, held, ...}          a repeat: balances as they stand
---       {id, "ended", state}                            never an admission
+-- KEYS  1 reservation, 2 leases, 3 overrides, 4.. counters
+-- ARGV  1 id, 2 at_ms, 3 lease_until_ms, 4 whose pause refuses it ("agent:NAME team:NAME"),
+--       then for each counter: amount, limit, enforcing 0|1, forget_at_ms, transient 0|1, and the
+--       id of the budget whose overrides apply, or nothing
+-- Reply {id, "reserved" | "refused", spent, held, limit, ...}  balances as they stood before
+--       {id, "held_already", spent, held, limit, ...}          a repeat: balances as they stand
+--       {id, "paused", until_ms}                               '' without an end
+--       {id, "ended", state}                                   never an admission
 --       {id, "clock_skew"} | {id, "holds_mismatch"} | {id, "counter_range", key}
+--       where spent may be several amounts to be added up, and limit is the one in force
 --
 -- Without allow-oom: a store that is full refuses before the script runs, never half-way.
 
+FIRST_COUNTER = 4
 local id, at_ms, lease_until_ms = ARGV[1], ARGV[2], ARGV[3]
-local ARGS_BEFORE, ARGS_PER_HOLD = 3, 5
+local ARGS_BEFORE, ARGS_PER_HOLD = 4, 6
 assert(#ARGV == ARGS_BEFORE + ARGS_PER_HOLD * (#KEYS - FIRST_COUNTER + 1), 'arguments per counter')
 
 local function hold_of(i)
@@ -23,6 +27,7 @@ local function hold_of(i)
     is_enforcing = ARGV[at + 3] == '1',
     forget_at_ms = ARGV[at + 4],
     transient = ARGV[at + 5],
+    budget_id = ARGV[at + 6],
   }
 end
 
@@ -37,18 +42,42 @@ if record and not names_its_counters(record) then
   return { id, 'holds_mismatch' }
 end
 
+-- Everything that may be overridden in one read: pauses first, then the budgets in order.
+local pausable = split(ARGV[4])
+local names = {}
+for _, who in ipairs(pausable) do
+  names[#names + 1] = 'pause:' .. who
+end
+for i = FIRST_COUNTER, #KEYS do
+  names[#names + 1] = hold_of(i).budget_id
+end
+local overrides = redis.call('HMGET', KEYS[3], unpack(names))
+
+local paused_until
+for n = 1, #pausable do
+  local until_ms = overrides[n] and string.sub(overrides[n], 2)
+  if until_ms and is_before(at_ms, until_ms) and paused_until ~= '' then
+    local is_longer = until_ms == '' or tonumber(until_ms) > tonumber(paused_until or '0')
+    paused_until = is_longer and until_ms or paused_until
+  end
+end
+if paused_until and not record then
+  return { id, 'paused', paused_until }
+end
+
 local reply, out_of_range = { id, record and 'held_already' or 'reserved' }, nil
 for i = FIRST_COUNTER, #KEYS do
-  local balance = redis.call('HMGET', KEYS[i], 'spent', 'held')
-  local spent, held = balance[1] or '0', balance[2] or '0'
-  reply[#reply + 1] = spent
-  reply[#reply + 1] = held
-  local hold = hold_of(i)
-  local used = tonumber(spent) + tonumber(held) + tonumber(hold.amount)
-  if not record and hold.is_enforcing and used > tonumber(hold.limit) then
+  local counter, hold = read_counter(KEYS[i], at_ms), hold_of(i)
+  local override = overrides[#pausable + i - FIRST_COUNTER + 1]
+  local limit = limit_in_force(override, hold.limit, at_ms)
+  reply[#reply + 1] = counter.spent_text
+  reply[#reply + 1] = counter.held
+  reply[#reply + 1] = limit
+  local used = counter.spent + tonumber(counter.held) + tonumber(hold.amount)
+  if not record and hold.is_enforcing and used > tonumber(limit) then
     reply[2] = 'refused'
   end
-  if tonumber(spent) >= COUNTER_MAX or tonumber(held) >= COUNTER_MAX then
+  if is_out_of_range(counter) then
     out_of_range = out_of_range or KEYS[i]
   end
 end
@@ -64,6 +93,7 @@ for i = FIRST_COUNTER, #KEYS do
   local hold, n = hold_of(i), i - FIRST_COUNTER + 1
   redis.call('HINCRBY', KEYS[i], 'held', hold.amount)
   remember_until(KEYS[i], hold.forget_at_ms)
+  tidy_rolling(KEYS[i], at_ms)
   local remembered = { 'k' .. n, KEYS[i], 'a' .. n, hold.amount, 'f' .. n, hold.forget_at_ms }
   for _, word in ipairs(remembered) do
     fields[#fields + 1] = word

@@ -47,7 +47,7 @@ local was_held_here = record and record.k1
 if was_held_here and not names_its_counters(record) then
   return { id, 'holds_mismatch' }
 end
-local out_of_range = first_counter_out_of_range()
+local out_of_range = first_counter_out_of_range(at_ms)
 if out_of_range then
   return { id, 'counter_range', out_of_range }
 end
@@ -62,6 +62,6 @@ else
     record['f' .. i] = counter_forget_at_ms
   end
 end
-move_to(record, costs)
+move_to(record, costs, at_ms)
 write_ended(id, 'settled', record, costs, forget_at_ms)
 return { id, outcome, table.concat(costs, ' ') }

@@ -1,0 +1,44 @@
+"""The hash of an org's overrides: its names and texts, as scripts/prelude.lua describes them."""
+
+import re
+from collections.abc import Mapping
+
+from extauthz.ledger import BudgetOverride, Override, Overrides, Part
+
+_PAUSE = "pause:"
+_WORD = re.compile(r"([=+])(\d+)@(\d*)")
+
+
+def field_of(command: Override) -> str:
+    """The field that an override changes. No budget's id begins like that of a pause."""
+    return f"{_PAUSE}{command.target}" if command.is_pausing else command.target
+
+
+def overrides_of(fields: Mapping[str, str], at_ms: int) -> Overrides:
+    """What the hash says, as far as it holds at an instant."""
+    budgets: dict[str, BudgetOverride] = {}
+    pauses: dict[str, int | None] = {}
+    for name, text in fields.items():
+        if name.startswith(_PAUSE):
+            end = Part(0, _until(text.removeprefix("@")))
+            if end.holds(at_ms):
+                pauses[name.removeprefix(_PAUSE)] = end.until_ms
+        elif known := _budget(text).at(at_ms):
+            budgets[name] = known
+    return Overrides(budgets, pauses)
+
+
+def _budget(text: str) -> BudgetOverride:
+    limit: Part | None = None
+    top_ups: list[Part] = []
+    for sign, amount, until_ms in _WORD.findall(text):
+        part = Part(int(amount), _until(until_ms))
+        if sign == "=":
+            limit = part
+        else:
+            top_ups.append(part)
+    return BudgetOverride(limit, tuple(top_ups))
+
+
+def _until(text: str) -> int | None:
+    return int(text) if text else None

@@ -1,0 +1,53 @@
+#!lua flags=allow-oom
+-- Change a limit, or pause somebody, once.
+--
+-- KEYS  1 overrides, 2 this override's own id
+-- ARGV  1 id, 2 at_ms, 3 when to forget the id, 4 what it says, as one text,
+--       5 change: set | top-up | unset | pause | resume, 6 field, 7 amount, 8 until_ms or nothing
+-- Reply {id, "applied" | "duplicate" | "conflict"}
+--       {id, "clock_skew"}
+--
+-- allow-oom: it may be what stops an agent.
+
+local id, at_ms, forget_at_ms, content = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local change, field, amount, until_ms = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+assert(#ARGV == 8, 'eight arguments')
+
+if clock_is_off(at_ms) then
+  return { id, 'clock_skew' }
+end
+local said_before = redis.call('GET', KEYS[2])
+if said_before then
+  return { id, said_before == content and 'duplicate' or 'conflict' }
+end
+redis.call('SET', KEYS[2], content, 'PXAT', forget_at_ms)
+
+-- The words that are kept beside the new one, which comes last, or first if it sets the limit.
+local words = {}
+for _, part in ipairs(parts_in_force(redis.call('HGET', KEYS[1], field), at_ms)) do
+  if part.sign == '=' and change == 'set' then
+    part = nil -- replaced
+  elseif part.sign == '+' and change == 'top-up' and part.until_ms == until_ms then
+    amount = as_text(math.min(tonumber(amount) + tonumber(part.amount), AMOUNT_MAX))
+    part = nil -- those that end together are one
+  end
+  if part then
+    words[#words + 1] = part.sign .. part.amount .. '@' .. part.until_ms
+  end
+end
+local ending = '@' .. until_ms
+if change == 'set' then
+  table.insert(words, 1, '=' .. amount .. ending)
+elseif change == 'top-up' then
+  words[#words + 1] = '+' .. amount .. ending
+elseif change == 'pause' then
+  words = { ending }
+else
+  words = {}
+end
+if #words == 0 then
+  redis.call('HDEL', KEYS[1], field)
+else
+  redis.call('HSET', KEYS[1], field, table.concat(words, ' '))
+end
+return { id, 'applied' }

@@ -113,7 +113,8 @@ class AnthropicAdapter:
     def read_usage(self, captured: CapturedResponse) -> UsageReport:
         """Root-level `usage` of a message; of a stream, `message_start`'s with the last delta's.
 
-        A stream may tell its output more than once, so only the last of one that ended is exact.
+        A stream may tell its output more than once, so only the last of one that ended is exact,
+        and one whose last does not tell it is not: `message_start` tells the first token only.
         """
         last = decode_object(captured.usage)
         first = decode_object(captured.usage_start)
@@ -125,7 +126,7 @@ class AnthropicAdapter:
         if amounts is None:
             return UNKNOWN_USAGE
         speed = usage.get("speed")
-        exact = last is not None and captured.complete and not captured.error
+        exact = "output_tokens" in known and captured.complete and not captured.error
         return UsageReport(
             Exactness.EXACT if exact and _is_all_told(usage) else Exactness.LOWER_BOUND,
             amounts,

@@ -294,6 +294,11 @@ def test_a_stream_without_a_delta_is_a_lower_bound_even_if_it_ended():
     assert read(None, START).exactness is Exactness.LOWER_BOUND
 
 
+@pytest.mark.parametrize("delta", [{}, {"output_tokens": None}, {"input_tokens": 9}])
+def test_a_stream_whose_last_delta_does_not_tell_its_output_is_a_lower_bound(delta):
+    assert read(delta, START).exactness is Exactness.LOWER_BOUND
+
+
 @pytest.mark.parametrize(
     "told",
     [

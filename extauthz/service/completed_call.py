@@ -10,6 +10,11 @@ from extauthz.service.call_record import CallRecord
 # its adapter). Everything that is not on the list is charged.
 UNBILLED_STATUS = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 503, 529})
 
+# Of these, Envoy writes none once a request has left (its own are 413, 500, 502, 503 and 504), so
+# that the provider wrote them is certain even where the agent hung up half-way: SDKs do so before
+# they try again.
+_PROVIDERS_OWN_STATUS = UNBILLED_STATUS - {413, 500, 503}
+
 
 @dataclass(frozen=True, slots=True)
 class CompletedCall:
@@ -20,6 +25,7 @@ class CompletedCall:
         captured: what Lua lifted out of the response.
         status: the response's status, 0 if there was none.
         via_upstream: the provider itself answered, not Envoy in its place.
+        client_left: the agent hung up; then Envoy no longer tells who wrote the status.
         left: at least one byte of the request went to the provider.
         refused: every attempt was refused by the connection or the stream, before any processing.
         periodic: the stream is still open.
@@ -36,6 +42,7 @@ class CompletedCall:
     periodic: bool
     ended_at_ms: int
     duration_ms: int = 0
+    client_left: bool = False
 
 
 class Ending(StrEnum):
@@ -59,5 +66,7 @@ def ending_of(call: CompletedCall) -> Ending:
     if not call.left or call.refused:
         return Ending.RELEASE
     if call.via_upstream and call.status in UNBILLED_STATUS:
+        return Ending.RELEASE
+    if call.client_left and call.status in _PROVIDERS_OWN_STATUS:
         return Ending.RELEASE
     return Ending.CHARGE

@@ -24,6 +24,7 @@ CALL_NAMESPACE = "extauthz.call"
 _OK, _PERMISSION_DENIED = 0, 7  # google.rpc.Code
 _DEFAULT_API = "openai"
 _HELD_RETRY_SECONDS = (1, 3)
+_CLIENT_LEFT = "downstream_remote_disconnect"
 _REFUSED_STREAM = "upstream_reset_before_response_started{remote_refused_stream_reset"
 
 
@@ -152,6 +153,7 @@ def completed_call(entry: access_log_pb2.HTTPAccessLogEntry, record: CallRecord)
         periodic=common.access_log_type == access_log_pb2.DOWNSTREAM_PERIODIC,
         ended_at_ms=started_ms + duration_ms,
         duration_ms=duration_ms,
+        client_left=details.startswith(_CLIENT_LEFT),
     )
 
 

@@ -41,6 +41,19 @@ def test_any_other_answer_is_charged(status):
         assert ending_of(call) is Ending.CHARGE
 
 
+@pytest.mark.parametrize("status", sorted(UNBILLED_STATUS))
+def test_a_refusal_that_the_agent_did_not_read_to_its_end_is_free_where_envoy_has_none_such(status):
+    call = replace(ANSWERED, status=status, via_upstream=False, client_left=True)
+    envoys_own = status in (413, 500, 503)
+    assert ending_of(call) is (Ending.CHARGE if envoys_own else Ending.RELEASE)
+
+
+@pytest.mark.parametrize("status", [0, 200, 408, 502, 504])
+def test_an_agent_that_leaves_any_other_answer_is_charged(status):
+    call = replace(ANSWERED, status=status, via_upstream=False, client_left=True)
+    assert ending_of(call) is Ending.CHARGE
+
+
 def test_a_request_that_never_left_is_free():
     assert ending_of(replace(ANSWERED, status=503, via_upstream=False, left=False)) is (
         Ending.RELEASE

@@ -11,7 +11,7 @@
 -- JSON text, written the moment they are complete, so that an abort keeps what was seen:
 --   usage, model, service_tier                   at the places named in the scopes below
 --   usage_start, error (true), events (number)   from SSE only
---   complete (true)                              at the body's end, or at SSE's own `[DONE]`
+--   complete (true)                              at the body's end, or at SSE's own last event
 --   bytes (number)                               at the body's end
 --   content_encoding, content_type               why a body cannot be read
 --   oversize (true), unreadable (true)           a value is above VALUE_BYTES_MAX, or not ASCII; ""
@@ -199,8 +199,8 @@ end
 -- SSE: data goes to the scanner as it comes; only a line's first bytes may have to wait for more.
 
 local BOM = "\239\187\191"
-local DONE = "[DONE]"
-local LINE_START_BYTES = #BOM + #"data: " + #DONE
+local DONE, MESSAGE_STOP = "[DONE]", "event: message_stop"  -- the last event of OpenAI, Anthropic
+local LINE_START_BYTES = #BOM + #MESSAGE_STOP + 1
 
 local function new_event_stream(facts)
   return {
@@ -219,9 +219,11 @@ end
 local function begin_line(sse, s, at, line_end)
   if sse.first_line and sub(s, at, at + 2) == BOM then at = at + #BOM end
   sse.first_line, sse.data_at = false, data_begins(s, at, line_end)
-  -- OpenAI's SDK hangs up at this line, often before the end of the body has arrived. No answer
-  -- can forge it: inside JSON a line break is escaped.
-  if sse.data_at and sub(s, sse.data_at, sse.data_at + #DONE - 1) == DONE then
+  -- OpenAI's SDK hangs up at this line, often before the end of the body has arrived; so do others
+  -- at Anthropic's. No answer can forge either: inside JSON a line break is escaped.
+  local is_done = sse.data_at and sub(s, sse.data_at, sse.data_at + #DONE - 1) == DONE
+  local is_stop = line_end - at == #MESSAGE_STOP and sub(s, at, line_end - 1) == MESSAGE_STOP
+  if is_done or is_stop then
     set(sse.facts.handle, "complete", true)
   end
   if at == line_end then

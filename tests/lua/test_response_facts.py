@@ -166,6 +166,23 @@ class TestServerSentEvents:
             "complete": True,
         }
 
+    @pytest.mark.parametrize(
+        ("line", "whole"),
+        [
+            ("data: [DONE]", True),
+            ("event: message_stop", True),
+            ("event: message_stopped", False),
+            ("event: message_sto", False),
+            ('data: {"type":"message_stop"}', False),
+            (r'data: {"text":"\nevent: message_stop\n"}', False),
+        ],
+    )
+    def test_a_stream_is_whole_at_its_own_last_event(self, lua_filter, line, whole):
+        body = f'data: {{"usage":{USAGE}}}\n\n{line}\n'.encode()
+        for pieces in ([body], by_byte(body)):
+            facts = lua_filter.response(pieces, SSE, aborted=True)
+            assert facts.get("complete", False) is whole
+
     def test_anthropic_events_give_both_ends_of_usage(self, lua_filter):
         start, other = '{"input_tokens":5,"output_tokens":1}', '{"input_tokens":0}'
         body = (

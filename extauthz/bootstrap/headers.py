@@ -20,6 +20,18 @@ AGENT_CREDENTIALS = (
 )
 """Every header that an SDK puts a key in. The agent's own is for Check, never for a provider."""
 
+SPEAK_OF_ANOTHER_REQUEST = (
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-method",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
+)
+"""Headers by which some frameworks take a request for another one than it is. Check decided by the
+method and the path: `GET /v1/models` must not become a completion behind its back."""
+
 
 def remove(name: str) -> HeaderMutation:
     """Take one header away."""
@@ -55,6 +67,7 @@ def from_agents() -> list[HeaderMutation]:
         remove_prefix("x-forwarded-"),
         remove_prefix("x-budget-"),
         remove_prefix("x-extauthz-"),
+        *(remove(name) for name in SPEAK_OF_ANOTHER_REQUEST),
         # Usage is read from the body: ask for one that is not compressed.
         HeaderMutation(append=overwrite("accept-encoding", "identity")),
     ]

@@ -26,6 +26,11 @@ def make_key(entropy: bytes) -> str:
     return f"{body}_{zlib.crc32(body.encode()):08x}"
 
 
+def short_name(key_hash: str) -> str:
+    """What a key is called where it must not be shown: the first 12 hex digits of its hash."""
+    return key_hash.removeprefix(KEY_HASH_PREFIX)[:12]
+
+
 def hash_key(key: str) -> str:
     """The only form in which a key is stored or compared: `sha256:<hex>`."""
     # A header need not be Unicode: whatever it holds has a hash, and is nobody's key.

@@ -1,45 +1,46 @@
 """From the file's blocks to what the core works with: policies and prices."""
 
-from collections.abc import Iterable
-
 from genai_prices import data_snapshot
 
 from extauthz.config.model import AgentBlock, BudgetBlock, Config, ProviderBlock
+from extauthz.identity import short_name
 from extauthz.policies import Agent, Budget, Policies, Scope, Upstream
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
-from extauthz.windows import Window
 
 
 def policies_of(config: Config) -> Policies:
     """Everything a decision needs to know."""
     org = config.defaults.org
-    shared: dict[str, tuple[Budget, ...]] = {
-        name: _budgets(config, Scope.TEAM, name, team.budgets)
-        for name, team in config.teams.items()
-    }
-    of_org = _budgets(
-        config, Scope.ORG, org, config.orgs[org].budgets if org in config.orgs else ()
-    )
-    own = {
-        name: _budgets(config, Scope.AGENT, name, agent.budgets)
-        for name, agent in config.agents.items()
-    }
+    found: dict[tuple[Scope, str], tuple[Budget, ...]] = {}
+    for _, scope, name, blocks in config.budget_blocks():
+        found[scope, name] = tuple(_budget(config, scope, name, block) for block in blocks)
+
+    def of(scope: Scope, name: str | None) -> tuple[Budget, ...]:
+        return found.get((scope, name or ""), ())
+
     agents = {
-        name: _agent(config, name, block, own[name] + shared.get(block.team or "", ()) + of_org)
+        name: _agent(
+            config,
+            name,
+            block,
+            of(Scope.AGENT, name) + of(Scope.TEAM, block.team) + of(Scope.ORG, org),
+        )
         for name, block in config.agents.items()
     }
+    keys = {key.hash: name for name, block in config.agents.items() for key in block.keys}
     return Policies(
         agents=agents,
-        agent_by_key_hash={
-            key: agents[name] for name, block in config.agents.items() for key in block.keys
-        },
+        agent_by_key_hash={key: agents[name] for key, name in keys.items()},
         upstreams={name: _upstream(name, block) for name, block in config.providers.items()},
-        budgets=tuple(b for group in (*own.values(), *shared.values(), of_org) for b in group),
+        budgets=tuple(budget for group in found.values() for budget in group),
         lease_ms=config.defaults.lease,
         settle_horizon_ms=config.defaults.settle_horizon,
         stream_ms_max=config.timeouts.max_stream_duration,
         orgs=(org,),
+        budgets_of_key={key: of(Scope.KEY, short_name(key)) for key in keys},
+        budgets_of_provider={name: of(Scope.PROVIDER, name) for name in config.providers},
+        budgets_of_models=tuple(b for name in config.models for b in of(Scope.MODEL, name)),
     )
 
 
@@ -64,22 +65,17 @@ def _agent(config: Config, name: str, block: AgentBlock, budgets: tuple[Budget, 
     )
 
 
-def _budgets(
-    config: Config, scope: Scope, name: str, blocks: Iterable[BudgetBlock]
-) -> tuple[Budget, ...]:
-    return tuple(
-        Budget(
-            org=config.defaults.org,
-            scope=scope,
-            name=name,
-            window=Window(block.window, block.timezone or config.defaults.timezone),
-            unit=block.unit,
-            limit=block.limit_in_unit(),
-            model=block.model,
-            shadow=block.shadow,
-            explicit_id=block.id,
-        )
-        for block in blocks
+def _budget(config: Config, scope: Scope, name: str, block: BudgetBlock) -> Budget:
+    return Budget(
+        org=config.defaults.org,
+        scope=scope,
+        name=name,
+        window=block.window_in(config.defaults.timezone),
+        unit=block.unit,
+        limit=block.limit_in_unit(),
+        model=name if scope is Scope.MODEL else block.model,
+        shadow=block.shadow,
+        explicit_id=block.id,
     )
 
 

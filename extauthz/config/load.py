@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from extauthz.config.model import Config
 from extauthz.errors import OperatorError
+from extauthz.policies import Scope
 
 
 class ConfigError(OperatorError):
@@ -126,34 +127,37 @@ def _contradictions(config: Config) -> Iterator[str]:
     if len(set(listens)) < len(listens):
         yield "listen: egress, metrics and admin need addresses of their own"
     yield from _agent_contradictions(config)
-    yield from _duplicate_budgets(config)
+    yield from _budget_contradictions(config)
 
 
 def _agent_contradictions(config: Config) -> Iterator[str]:
     owners: dict[str, str] = {}
     for name, agent in config.agents.items():
-        for index, key in enumerate(agent.keys):
+        hashes = [key.hash for key in agent.keys]
+        for index, key in enumerate(hashes):
             owner = owners.setdefault(key, name)
-            if owner != name or key in agent.keys[:index]:
+            if owner != name or key in hashes[:index]:
                 yield f"agents.{name}.keys[{index}]: the same key stands under agent '{owner}' too"
         if agent.team is not None and agent.team not in config.teams:
             yield f"agents.{name}.team: there is no team '{agent.team}' under 'teams'"
 
 
-def _duplicate_budgets(config: Config) -> Iterator[str]:
+def _budget_contradictions(config: Config) -> Iterator[str]:
     """Two budgets of one identity would be one counter with two limits."""
     seen: dict[Any, str] = {}
-    for kind in ("agents", "teams", "orgs"):
-        for name, owner in getattr(config, kind).items():
-            for index, budget in enumerate(owner.budgets):
-                path = f"{kind}.{name}.budgets[{index}]"
-                implicit = (kind, name, budget.window, budget.unit, budget.model)
-                first = seen.setdefault(budget.id or implicit, path)
-                if first != path:
-                    yield (
-                        f"{path}: the same budget as {first} (by id, or by window, unit and "
-                        "model): give it an 'id' of its own"
-                    )
+    for owner, scope, name, budgets in config.budget_blocks():
+        for index, budget in enumerate(budgets):
+            path = f"{owner}.budgets[{index}]"
+            if scope is Scope.MODEL and budget.model is not None:
+                yield f"{path}.model: the models are those of '{name}' already"
+            window = (budget.window, budget.length)
+            implicit = (scope, name, window, budget.unit, budget.model)
+            first = seen.setdefault(budget.id or implicit, path)
+            if first != path:
+                yield (
+                    f"{path}: the same budget as {first} (by id, or by window, unit and "
+                    "model): give it an 'id' of its own"
+                )
 
 
 _SAID_BETTER = {

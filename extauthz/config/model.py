@@ -5,6 +5,7 @@ is read and does nothing would be worse.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -13,10 +14,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
@@ -32,9 +35,10 @@ from extauthz.config.values import (
     Whole,
     usd_to_nano,
 )
-from extauthz.policies import MissingUsage, Unit
+from extauthz.identity import short_name
+from extauthz.policies import MissingUsage, Scope, Unit
 from extauthz.providers import ADAPTERS
-from extauthz.windows import Period
+from extauthz.windows import ROLLING_LENGTHS_MS, Period, Window
 
 _KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -103,6 +107,11 @@ def _key_hash(value: str) -> str:
     return value
 
 
+def _either(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}"
+
+
 def _variable(value: str) -> str:
     if not _VARIABLE.fullmatch(value):
         raise ValueError("write the name of an environment variable, such as OPENAI_API_KEY")
@@ -169,6 +178,7 @@ class ProviderBlock(_Block):
     upstream: Annotated[str, AfterValidator(_upstream)]
     credential: CredentialBlock | None = None
     ca_file: ConfigPath | None = None
+    budgets: "tuple[BudgetBlock, ...]" = ()
 
 
 class PriceBlock(_Block):
@@ -226,6 +236,7 @@ class BudgetBlock(_Block):
 
     limit: Number
     window: Period
+    length: str | None = None
     unit: Unit = Unit.USD
     timezone: Timezone | None = None
     model: ModelGlob | None = None
@@ -233,12 +244,16 @@ class BudgetBlock(_Block):
     shadow: StrictBool = False
     id: Name | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rolling(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("window") == "rolling":
-            raise ValueError("window: 'rolling' is not built yet, use a calendar window")
-        return data
+    @model_validator(mode="after")
+    def _rolling(self) -> Self:
+        if self.window is not Period.ROLLING:
+            if self.length is not None:
+                raise ValueError("length: only a rolling window has one")
+        elif self.length not in ROLLING_LENGTHS_MS:
+            raise ValueError(f"length: a rolling window's is {_either(ROLLING_LENGTHS_MS)}")
+        elif self.timezone is not None:
+            raise ValueError("timezone: a rolling window has none, it ends at every moment")
+        return self
 
     @model_validator(mode="after")
     def _countable(self) -> Self:
@@ -247,6 +262,12 @@ class BudgetBlock(_Block):
         except ValueError as error:
             raise ValueError(f"limit: {error}") from error
         return self
+
+    def window_in(self, timezone: str) -> Window:
+        """The window, in a time zone where the block names none."""
+        if self.length is not None:
+            return Window(self.window, length=self.length)
+        return Window(self.window, self.timezone or timezone)
 
     def limit_in_unit(self) -> int:
         """The limit as the ledger counts it: nano-USD, tokens or requests."""
@@ -263,11 +284,22 @@ class ModelsBlock(_Block):
     allow: tuple[ModelGlob, ...] = ("*",)
 
 
+class KeyBlock(_Block):
+    """A virtual key; written as its hash alone where it has no budgets of its own."""
+
+    hash: KeyHash
+    budgets: tuple[BudgetBlock, ...] = ()
+
+
+def _key(value: Any) -> Any:
+    return KeyBlock(hash=_key_hash(value)) if isinstance(value, str) else value
+
+
 class AgentBlock(_Block):
     """One agent: who it is, what it may use and spend."""
 
     team: Name | None = None
-    keys: tuple[KeyHash, ...] = ()
+    keys: tuple[Annotated[KeyBlock, BeforeValidator(_key)], ...] = ()
     max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = None
     default_output_tokens: Tokens | None = None
     models: ModelsBlock = ModelsBlock()
@@ -275,7 +307,7 @@ class AgentBlock(_Block):
 
 
 class GroupBlock(_Block):
-    """A team or an org: budgets that all its agents share."""
+    """A team, an org or a model pattern: budgets that many agents share."""
 
     budgets: tuple[BudgetBlock, ...] = ()
 
@@ -293,3 +325,27 @@ class Config(_Block):
     agents: dict[Name, AgentBlock] = Field(default_factory=dict)
     teams: dict[Name, GroupBlock] = Field(default_factory=dict)
     orgs: dict[Name, GroupBlock] = Field(default_factory=dict)
+    models: dict[ModelGlob, GroupBlock] = Field(default_factory=dict)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _patterns_differ(cls, data: Any) -> Any:
+        lower = [str(name).lower() for name in data] if isinstance(data, dict) else []
+        twice = sorted({name for name in lower if lower.count(name) > 1})
+        if twice:
+            raise ValueError(f"case makes no difference, and these stand twice: {', '.join(twice)}")
+        return data
+
+    def budget_blocks(self) -> Iterator[tuple[str, Scope, str, tuple[BudgetBlock, ...]]]:
+        """All budgets with their path, scope and name."""
+        for name, agent in self.agents.items():
+            yield f"agents.{name}", Scope.AGENT, name, agent.budgets
+            for index, key in enumerate(agent.keys):
+                path = f"agents.{name}.keys[{index}]"
+                yield path, Scope.KEY, short_name(key.hash), key.budgets
+        groups = ((Scope.TEAM, self.teams), (Scope.ORG, self.orgs), (Scope.MODEL, self.models))
+        for scope, blocks in groups:
+            for name, block in blocks.items():
+                yield f"{scope.value}s.{name}", scope, name, block.budgets
+        for name, provider in self.providers.items():
+            yield f"providers.{name}", Scope.PROVIDER, name, provider.budgets

@@ -163,7 +163,7 @@ class Service:
         changed = [
             f"{name}: changed, which needs a restart"
             for name in _FIXED
-            if attrgetter(name)(config) != attrgetter(name)(self._config)
+            if _fixed(config, name) != _fixed(self._config, name)
         ]
         if changed:
             raise ConfigError(str(self._config_path), changed)
@@ -193,6 +193,14 @@ class Service:
         except StoreError as error:
             return f"store: {error}"
         return None
+
+
+def _fixed(config: Config, name: str) -> object:
+    """A setting that Envoy or the store is started with; budgets of providers are no part of it."""
+    value = attrgetter(name)(config)
+    if name != "providers":
+        return value
+    return {name: block.model_copy(update={"budgets": ()}) for name, block in value.items()}
 
 
 def store_url(config: Config) -> str:

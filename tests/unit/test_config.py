@@ -125,7 +125,6 @@ def test_an_upstream_is_a_plain_url(url):
         ("defaults: {comfort_output_tokens: 4096}", "defaults.comfort_output_tokens"),
         ("defaults: {max_share: 0.25}", "defaults.max_share"),
         ("defaults: {failure_mode: allow}", "defaults.failure_mode"),
-        (budget_text("window: rolling, limit: 1"), "agents.a.budgets[0].window"),
         ("store: {wait_replicas: 1}", "store.wait_replicas"),
         ('store: {url: "redis+cluster://x"}', "store.url"),
         ('store: {url: "redis+sentinel://x"}', "store.url"),
@@ -260,6 +259,55 @@ orgs: {{default: {{budgets: [{{limit: 10, unit: requests, window: minute}}]}}}}
     assert priced is not None
     assert (priced.own is not None, priced.output_tokens_max) == (True, 7)
     assert str(config.data_dir) == "/base/.extauthz"
+
+
+def test_a_call_counts_on_the_budgets_of_every_scope_that_it_falls_under():
+    other_key = f"sha256:{'7' * 64}"
+    config = read(
+        f"""
+providers:
+  openai:
+    api: openai
+    upstream: https://api.openai.com
+    budgets: [{{limit: 50, window: rolling, length: 7d}}]
+  anthropic: {{api: anthropic, upstream: "https://api.anthropic.com"}}
+models: {{"GPT-5*": {{budgets: [{{limit: 9, window: day}}]}}}}
+agents:
+  bot:
+    keys:
+      - {{hash: "{HASH}", budgets: [{{limit: 1, window: hour}}]}}
+      - {other_key}
+    budgets: [{{limit: 5, window: day, model: "gpt-5-mini"}}]
+""",
+        "",
+    )
+    policies = policies_of(config)
+    bot = policies.agents["bot"]
+
+    def ids(key: str, provider: str, model: str) -> set[str]:
+        return {budget.id for budget in policies.budgets_for(bot, key, provider, (model,))}
+
+    of_key = f"key/{HASH.removeprefix('sha256:')[:12]}/hour/usd"
+    of_all = {"provider/openai/rolling-7d/usd"}
+    of_models = {"model/gpt-5*/day/usd", "agent/bot/day/usd/gpt-5-mini"}
+    assert ids(HASH, "openai", "gpt-5-mini") == {of_key} | of_all | of_models
+    assert ids(other_key, "anthropic", "gpt-4o") == set()
+    assert ids(other_key, "openai", "GPT-5") == of_all | {"model/gpt-5*/day/usd"}
+    assert {budget.id for budget in policies.budgets} == {of_key} | of_all | of_models
+
+
+def test_what_a_provider_or_model_may_cost_is_no_budget_of_an_agent():
+    config = read(
+        f"""
+providers:
+  openai: {{api: openai, upstream: "https://api.openai.com", budgets: [{{limit: 5, window: day}}]}}
+models: {{"gpt*": {{budgets: [{{limit: 9, window: day}}]}}}}
+agents: {{bot: {{keys: ["{HASH}"]}}}}
+""",
+        "",
+    )
+    policies = policies_of(config)
+    assert not policies.has_budget(policies.agents["bot"], HASH)
 
 
 def test_the_price_list_is_that_of_the_upstreams_host_else_of_its_api():

@@ -149,6 +149,26 @@ class Metrics:
             "Access-log entries on disk that the store has not taken yet.",
             registry=self.registry,
         )
+        self.reconciled = Counter(
+            "extauthz_reconciled_total",
+            "Calls that the gRPC access log lost, ended by what the file access log says of them.",
+            registry=self.registry,
+        )
+        self.reconcile_unreadable = Counter(
+            "extauthz_reconcile_unreadable_total",
+            "Lines of the file access log that cannot be read.",
+            registry=self.registry,
+        )
+        self.reconcile_lag_seconds = Gauge(
+            "extauthz_reconcile_lag_seconds",
+            "Time since the file access log was last gone through.",
+            registry=self.registry,
+        )
+        self.expired_unconfirmed = Counter(
+            "extauthz_expired_unconfirmed_total",
+            "Reservations that were charged because nothing told how their call ended.",
+            registry=self.registry,
+        )
         self.reload_successful = Gauge(
             "extauthz_config_last_reload_successful",
             "1 if the config in force is the one in the file.",

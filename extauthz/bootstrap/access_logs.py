@@ -48,6 +48,9 @@ FILE_FIELDS = {
     "code_details": "%RESPONSE_CODE_DETAILS%",
     "flags": "%RESPONSE_FLAGS%",
     "duration_ms": "%DURATION%",
+    # Absent if no byte of the request went to the provider: what the sink reads there as
+    # `time_to_first_upstream_tx_byte`.
+    "sent_after_us": "%COMMON_DURATION(DS_RX_BEG:US_TX_BEG:us)%",
     "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
     "cluster": "%UPSTREAM_CLUSTER%",
     "upstream": "%UPSTREAM_HOST%",

@@ -78,6 +78,16 @@ class DataDir:
         return self.root / "access_log.jsonl"
 
     @property
+    def access_log_bookmark(self) -> Path:
+        """Up to where the service has reconciled that file."""
+        return self.root / "access_log.bookmark"
+
+    @property
+    def adjustments(self) -> Path:
+        """What operators have corrected by hand, and why."""
+        return self.root / "adjustments.jsonl"
+
+    @property
     def spool(self) -> Path:
         """Entries that the store could not take yet."""
         return self.root / "spool"

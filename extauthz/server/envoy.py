@@ -157,6 +157,10 @@ class EnvoyAdmin:
             return False
         return status == 200
 
+    async def reopen_logs(self) -> None:
+        """Write the file access log to its path again, after a rename."""
+        await self._ask("POST", "/reopen_logs")
+
     async def drain(self, seconds: float) -> bool:
         """Take no new connections and wait for the calls under way; False if some are left."""
         await self._ask("POST", "/healthcheck/fail")  # keep-alive connections end with their call

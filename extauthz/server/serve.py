@@ -22,6 +22,7 @@ from extauthz.metrics import Metrics
 from extauthz.server.data_dir import OWNER_ONLY, DataDir
 from extauthz.service.authorize import Authorizer
 from extauthz.service.background import AbandonQueue, ExpiryLoop
+from extauthz.service.reconcile import Reconciler
 from extauthz.service.rules import Rules, system_clock
 from extauthz.service.settle import Settler
 from extauthz.service.waiting import HeldRoom
@@ -29,6 +30,8 @@ from extauthz.servicers import access_log, check
 from extauthz.servicers.access_log import AccessLogServicer
 from extauthz.servicers.body_reader import BodyReader
 from extauthz.servicers.check import CheckServicer
+from extauthz.servicers.follow_log import LogFollower
+from extauthz.servicers.log_files import LogFiles
 from extauthz.servicers.observing import Observer
 from extauthz.store.base import StoreError
 from extauthz.store.redis import RedisStore
@@ -86,6 +89,13 @@ class Service:
         self._sink = AccessLogServicer(
             settler, authorizer.open_calls, self._abandoned, self._spool, self._observer
         )
+        self._follower = LogFollower(
+            LogFiles(self._data_dir.access_log),
+            self._data_dir.access_log_bookmark,
+            Reconciler(settler, clock),
+            self._observer,
+        )
+        self._metrics.reconcile_lag_seconds.set_function(lambda: self._follower.lag_seconds)
         self._expiry = ExpiryLoop(
             self._rules,
             self._store,
@@ -93,7 +103,7 @@ class Service:
             clock,
             authorizer.open_calls,
             self._observer.expired,
-            backlog=lambda: self._spool.depth,
+            backlog=lambda: self._spool.depth + self._follower.backlog,
         )
         self._admin = AdminServer(
             self._rules,
@@ -125,6 +135,7 @@ class Service:
             asyncio.create_task(_forever(self._expiry.run), name="expiry"),
             asyncio.create_task(_forever(self._abandoned.run), name="abandon"),
             asyncio.create_task(_forever(self._sink.replay), name="replay"),
+            asyncio.create_task(_forever(self._follower.run), name="reconcile"),
         ]
         log.info("ready: Check and sink listen in %s", self._data_dir.root / "run")
         await stop.wait()

@@ -29,6 +29,7 @@ from extauthz.server.envoy import (
     missing_credentials,
     write_secret_files,
 )
+from extauthz.server.rotation import LogRotation
 from extauthz.store.base import StoreError
 from extauthz.store.embedded import valkey_command
 from extauthz.store.redis import RedisStore
@@ -56,6 +57,7 @@ class Sidecar:
         self._data_dir = DataDir(config.data_dir)
         self._settings = envoy_settings(config)
         self._envoy_admin = EnvoyAdmin(self._data_dir.envoy_admin_socket)
+        self.rotation = LogRotation(self._data_dir, self._envoy_admin)
         self._started: list[Child] = []
 
     def check_start(self) -> None:
@@ -211,7 +213,9 @@ async def up(config: Config, config_path: Path, announce: Callable[[Config], Non
             stopping.cancel()
         loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
         announce(config)
+        rotating = asyncio.create_task(sidecar.rotation.run())
         await stop.wait()
+        rotating.cancel()
         await sidecar.stop()
 
 

@@ -66,6 +66,7 @@ class Verdict:
     reason: Reason
     decision_id: str
     at_ms: int
+    request_id: str = ""
     status: int = 200
     message: str = ""
     agent: Agent | None = None
@@ -123,7 +124,7 @@ class Authorizer:
     async def authorize(self, call: CallAttributes) -> Verdict:
         """Decide one call; on allow, its estimate is held on every budget."""
         at_ms = self.clock()
-        verdict = Verdict(Decision.DENY, Reason.OK, uuid7(at_ms), at_ms)
+        verdict = Verdict(Decision.DENY, Reason.OK, uuid7(at_ms), at_ms, call.request_id)
         try:
             metering = self._route(call, verdict)
             agent = self._identify(call, verdict)
@@ -286,7 +287,7 @@ class Authorizer:
             )
         lines = lines_of(agent, budgets, estimate, policies, at_ms)
         command = Reserve(
-            uuid7(at_ms),
+            uuid7(at_ms, verdict.request_id),
             agent.org,
             at_ms,
             at_ms + policies.lease_ms,

@@ -13,6 +13,7 @@ from extauthz.metrics import Metrics, usd
 from extauthz.money import format_usd
 from extauthz.reasons import Decision
 from extauthz.service.authorize import Verdict
+from extauthz.service.reconcile import Reconciled
 from extauthz.service.rules import Clock
 from extauthz.service.settle import Settlement
 
@@ -98,7 +99,8 @@ class Observer:
         )
 
     def expired(self, ending: Ending) -> None:
-        """A lease ran out and was charged."""
+        """A lease ran out and was charged; nothing has confirmed that the call cost so much."""
+        self._metrics.expired_unconfirmed.inc()
         self._metrics.settlements.labels(ending.outcome.value).inc()
         _write(
             logging.WARNING,
@@ -107,6 +109,11 @@ class Observer:
             reservation_id=ending.id,
             charged=list(ending.charged),
         )
+
+    def reconciled(self, result: Reconciled, unreadable: int) -> None:
+        """Some lines of the file access log were gone through."""
+        self._metrics.reconciled.inc(result.settled)
+        self._metrics.reconcile_unreadable.inc(unreadable)
 
     def unreadable_entry(self) -> None:
         """An access-log entry cannot be settled."""

@@ -24,8 +24,8 @@ CALL_NAMESPACE = "extauthz.call"
 _OK, _PERMISSION_DENIED = 0, 7  # google.rpc.Code
 _DEFAULT_API = "openai"
 _HELD_RETRY_SECONDS = (1, 3)
-_CLIENT_LEFT = "downstream_remote_disconnect"
-_REFUSED_STREAM = "upstream_reset_before_response_started{remote_refused_stream_reset"
+CLIENT_LEFT = "downstream_remote_disconnect"
+REFUSED_STREAM = "upstream_reset_before_response_started{remote_refused_stream_reset"
 
 
 def call_attributes(request: ext_authz_pb2.CheckRequest) -> CallAttributes:
@@ -148,12 +148,12 @@ def completed_call(entry: access_log_pb2.HTTPAccessLogEntry, record: CallRecord)
         via_upstream=details == "via_upstream",
         left=has_left(entry),
         refused=(
-            common.response_flags.upstream_connection_failure or details.startswith(_REFUSED_STREAM)
+            common.response_flags.upstream_connection_failure or details.startswith(REFUSED_STREAM)
         ),
         periodic=common.access_log_type == access_log_pb2.DOWNSTREAM_PERIODIC,
         ended_at_ms=started_ms + duration_ms,
         duration_ms=duration_ms,
-        client_left=details.startswith(_CLIENT_LEFT),
+        client_left=details.startswith(CLIENT_LEFT),
     )
 
 

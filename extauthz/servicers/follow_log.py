@@ -1,0 +1,102 @@
+"""Follows Envoy's file access log, some seconds behind the gRPC log, and settles what that lost."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from extauthz.service.reconcile import Reconciled, Reconciler
+from extauthz.servicers.file_log import Read, read_lines
+from extauthz.servicers.log_files import LogFiles, Place
+from extauthz.store.base import StoreError
+
+_SAVED_EVERY = 64
+"""chunks of a long catch-up: what was read since is only read again"""
+
+log = logging.getLogger(__name__)
+
+
+class FollowObserver(Protocol):
+    """Told of what was found, for metrics."""
+
+    def reconciled(self, result: Reconciled, unreadable: int) -> None:
+        """Some lines were gone through."""
+
+
+@dataclass(slots=True)
+class LogFollower:
+    """Goes through the log once, then follows it.
+
+    A line is taken when it has been there for one to two turns: by then the gRPC path has settled
+    its call, unless it lost it.
+    """
+
+    files: LogFiles
+    bookmark: Path
+    reconciler: Reconciler
+    observer: FollowObserver
+    every_seconds: float = 5.0
+    _is_behind: bool = True
+    _caught_up_at: float = field(default_factory=time.monotonic)
+    _place: Place | None = None
+
+    @property
+    def backlog(self) -> int:
+        """1 as long as calls may have ended that only the file tells of; else 0."""
+        return int(self._is_behind)
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long ago everything that was then old enough had been gone through."""
+        return time.monotonic() - self._caught_up_at
+
+    async def run(self) -> None:
+        """Follow for ever; what cannot be settled now is tried again."""
+        self._place = await asyncio.to_thread(Place.load, self.bookmark)
+        sizes = None  # at first all there is: this process has settled none of it
+        while True:
+            next_sizes = await asyncio.to_thread(self.files.sizes)
+            try:
+                await self.follow(sizes)
+            except StoreError as error:
+                self._is_behind = True
+                log.warning("the access log cannot be reconciled now: %s", error)
+            except OSError:
+                # Waiting for it could keep leases from running out for ever.
+                self._is_behind = False
+                log.exception("the access log cannot be read")
+            else:
+                self._is_behind = False
+                self._caught_up_at = time.monotonic()
+                sizes = next_sizes
+            await asyncio.sleep(self.every_seconds)
+
+    async def follow(self, sizes: dict[int, int] | None = None) -> None:
+        """Go on from the bookmark, in each file up to a size.
+
+        Raises:
+            StoreError: the store has not taken it all.
+            OSError: a file cannot be read.
+        """
+        saved = self._place
+        try:
+            for turn in range(1, 1 << 62):
+                found = await asyncio.to_thread(self._next, sizes)
+                if found is None:
+                    return
+                read, place = found
+                result = await self.reconciler.reconcile(read.calls, read.unanswered)
+                self.observer.reconciled(result, read.unreadable)
+                self._place = place
+                if turn % _SAVED_EVERY == 0:
+                    await asyncio.to_thread(place.save, self.bookmark)
+                    saved = place
+        finally:
+            if self._place is not None and self._place != saved:
+                await asyncio.to_thread(self._place.save, self.bookmark)
+
+    def _next(self, sizes: dict[int, int] | None) -> tuple[Read, Place] | None:
+        found = self.files.read(self._place, sizes)
+        return None if found is None else (read_lines(found[0]), found[1])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extauthz import __version__
+from extauthz.commands import ledger, reconcile
 from extauthz.config import PLACEHOLDER_KEY_HASH, Config, ConfigError, example_text, load
 from extauthz.errors import OperatorError
 from extauthz.identity import hash_key, make_key
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     envoy = kinds.add_parser("envoy", help="print the Envoy bootstrap for this config")
     _with_config(envoy)
     envoy.set_defaults(run=_envoy)
+
+    reconcile.add_to(commands)
+    ledger.add_to(commands)
 
     demo = commands.add_parser("demo", help="watch a runaway agent being stopped at its limit")
     demo.set_defaults(run=_demo)

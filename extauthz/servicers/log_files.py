@@ -16,9 +16,6 @@ from pathlib import Path
 _CHUNK_BYTES = 256 * 1024
 _LINE_BYTES_MAX = 16 * 1024 * 1024
 _HEAD_BYTES = 256
-_QUIET_SECONDS = 5.0
-"""So long after a rotation Envoy has written all it had for the old file."""
-
 _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
 
@@ -69,13 +66,16 @@ class LogFiles:
     """The log `path` and what was rotated away from it: `path.*`, but for what is packed."""
 
     path: Path
+    with_rotated: bool = True
+    quiet_seconds: float = 5.0
+    """so long after a rotation Envoy has written all that it had for the old file"""
 
     def found(self) -> list[LogFile]:
         """All files, in the order in which they were written."""
         rotated = [
             found
             for path in self.path.parent.glob(f"{self.path.name}.*")
-            if path.suffix not in _PACKED and (found := _stat(path))
+            if self.with_rotated and path.suffix not in _PACKED and (found := _stat(path))
         ]
         rotated.sort(key=lambda file: (file.changed_at, file.path.name))
         current = _stat(self.path)
@@ -121,7 +121,7 @@ class LogFiles:
             if offset > place.offset:
                 return lines, Place(file.inode, offset, _head(file.path, offset))
             is_last = index + 1 == len(files)
-            if is_last or until < file.size or time.time() - file.changed_at < _QUIET_SECONDS:
+            if is_last or until < file.size or time.time() - file.changed_at < self.quiet_seconds:
                 return None
             # What is left of it is a line that was never finished.
             index += 1

@@ -1,10 +1,17 @@
 """The access log: every ending has an entry, open streams give signs of life, outages lose none."""
 
 import gzip
+import json
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
+
+from extauthz.pb import access_log_pb2
+from extauthz.service.call_record import CallRecord, HeldPart
+from extauthz.servicers.file_log import read_line
+from extauthz.servicers.translate import completed_call
 
 
 def stream(handler, events, release):
@@ -126,3 +133,32 @@ def test_entries_wait_for_a_sink_that_is_away(rig):
 
     for path in paths:
         rig.entry(path.removeprefix("/openai"))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/openai/said", 200), ("/openai/said", 429), ("/gone/said", 0)]
+)
+def test_the_file_says_of_a_call_what_the_entry_says(rig, path, status):
+    from envoy_data_plane.google.protobuf import Struct  # noqa: PLC0415
+
+    record = CallRecord("i", "d", "o", "bot", "openai", "m", 1, 2, (HeldPart("k", "usd", 3, 4),))
+
+    def allow(*_):
+        response = rig.check.allow()
+        response.dynamic_metadata = Struct.from_dict({"call": record.to_json()})
+        return response
+
+    rig.check.behaviour = allow
+    rig.provider.answer = lambda handler: rig.provider.json(handler, b"{}", status=status)
+    name = f"/{status}-{path.count('o')}"
+    rig.call(f"{path}{name}", body=b"{}")
+
+    entry = access_log_pb2.HTTPAccessLogEntry.FromString(bytes(rig.entry(f"/said{name}")))
+    by_entry = completed_call(entry, record)
+    by_line = read_line(json.dumps(rig.line(f"/said{name}")).encode())
+
+    assert by_line.left is (status != 0)
+    assert abs(by_line.ended_at_ms - by_entry.ended_at_ms) <= 1
+    assert abs(by_line.duration_ms - by_entry.duration_ms) <= 1
+    same_time = {"ended_at_ms": by_entry.ended_at_ms, "duration_ms": by_entry.duration_ms}
+    assert replace(by_line, **same_time) == by_entry

@@ -1,0 +1,46 @@
+"""`extauthz ledger adjust`: an operator who knows what a call did cost corrects the ledger."""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from extauthz.config import load
+from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the command line."""
+    ledger = commands.add_parser("ledger", help="correct what a call was charged")
+    kinds = ledger.add_subparsers(required=True, metavar="COMMAND")
+    adjust = kinds.add_parser(
+        "adjust", help="settle a reservation that a lease has charged at what the call did cost"
+    )
+    adjust.add_argument("id", metavar="ID", help="the reservation, as the log lines name it")
+    adjust.add_argument("--cost", required=True, metavar="USD", help="what the call did cost")
+    adjust.add_argument("--tokens", type=int, metavar="N", help="and used, for budgets in tokens")
+    adjust.add_argument("--reason", required=True, metavar="TEXT", help="how you know; is kept")
+    adjust.add_argument("-c", "--config", type=Path, default=Path("extauthz.yaml"), metavar="FILE")
+    adjust.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from extauthz.server.adjust import AdjustError, Adjustment, adjust  # noqa: PLC0415 - grpc, redis
+
+    config = load(options.config)
+    try:
+        cost = parse_usd(options.cost)
+    except AmountError as error:
+        raise AdjustError(f"--cost: {error}") from error
+    if options.tokens is not None and not 0 <= options.tokens <= AMOUNT_MAX:
+        raise AdjustError(f"--tokens: a number from 0 to {AMOUNT_MAX}")
+    if not options.reason.strip():
+        raise AdjustError("--reason: say how you know the cost; it is kept with the correction")
+    adjustment = Adjustment(options.id, cost, options.tokens, options.reason)
+    outcome = asyncio.run(adjust(config, adjustment))
+    said = {
+        "settled": "was open and is settled now",
+        "late": "had been charged when its lease ran out, and is corrected now",
+        "anomaly": "had been given back, and is charged now",
+        "duplicate": "is settled so already: nothing was changed",
+    }
+    print(f"{adjustment.id} {said.get(outcome.value, outcome.value)}: {format_usd(cost)} USD")

@@ -1,0 +1,40 @@
+"""`extauthz reconcile`: settle by hand what Envoy's file access log tells of."""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from extauthz.config import load
+from extauthz.ledger import Outcome
+
+_CORRECTED = (Outcome.LATE, Outcome.ANOMALY)
+_ALARMING = (Outcome.CONFLICT, Outcome.DEAD_LETTER)
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "reconcile", help="settle what Envoy's file access log tells of, and is not settled yet"
+    )
+    parser.add_argument("-c", "--config", type=Path, default=Path("extauthz.yaml"), metavar="FILE")
+    parser.add_argument(
+        "--log", type=Path, metavar="LOG", help="only this file (default: all in data_dir)"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from extauthz.server.reconcile_files import reconcile_files  # noqa: PLC0415 - grpc, redis
+
+    config = load(options.config)
+    result, unreadable = asyncio.run(reconcile_files(config, options.log))
+    corrected = sum(result.outcomes[outcome] for outcome in _CORRECTED)
+    alarming = sum(result.outcomes[outcome] for outcome in _ALARMING)
+    print(
+        f"settled now: {result.settled - corrected - alarming}\n"
+        f"corrected, as a lease had charged them or they had been given back: {corrected}\n"
+        f"already known: {result.known + result.outcomes[Outcome.DUPLICATE]}\n"
+        f"contradicted by the ledger, or not applicable: {alarming}\n"
+        f"too old: {result.too_old}\n"
+        f"unreadable lines: {unreadable}"
+    )

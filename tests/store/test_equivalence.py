@@ -82,13 +82,13 @@ class Twins(RuleBasedStateMachine):
 
     @staticmethod
     async def answer(store: MemoryStore | RedisStore, command: Command) -> Any:
-        """The answer, or which refusal it was; told again where the machine stood still meanwhile."""
+        """The answer, or which refusal it was; told again if the machine stood still meanwhile."""
         for _ in range(10):
             try:
                 return await tell(store, command)
             except HoldsMismatchError:
                 return HoldsMismatchError
-            except ClockSkewError:  # it has changed nothing: it comes from `now` here
+            except ClockSkewError:  # it has changed nothing
                 command = dataclasses.replace(command, at_ms=now_ms())
         raise AssertionError("the clocks never agree")
 

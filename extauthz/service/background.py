@@ -84,7 +84,8 @@ class ExpiryLoop:
     open_calls: dict[str, CallRecord]
     expired: Callable[[Ending], None]
     backlog: Callable[[], int]
-    """how many entries wait in the spool: they settle calls before leases charge them"""
+    """how much is still to be read that may settle calls before leases charge them: entries in the
+    spool, and the file access log"""
     every_seconds: float = 1.0
     backlog_seconds_max: float = 300.0
     """a backlog that does not shrink for so long no longer keeps leases from running out"""

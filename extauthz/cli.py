@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extauthz import __version__
-from extauthz.commands import ledger, reconcile
+from extauthz.commands import budget, ledger, pause, reconcile
 from extauthz.config import PLACEHOLDER_KEY_HASH, Config, ConfigError, example_text, load
 from extauthz.errors import OperatorError
 from extauthz.identity import hash_key, make_key
@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     _with_config(envoy)
     envoy.set_defaults(run=_envoy)
 
+    budget.add_to(commands)
+    pause.add_to(commands)
     reconcile.add_to(commands)
     ledger.add_to(commands)
 

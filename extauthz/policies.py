@@ -141,6 +141,7 @@ class Policies:
     stream_ms_max: int
     """the longest a stream may stay open, and so a lease be renewed"""
     orgs: tuple[str, ...] = field(default=("default",))
+    teams: frozenset[str] = frozenset()
     budgets_of_key: Mapping[str, tuple[Budget, ...]] = field(default_factory=dict)
     """by the key's hash"""
     budgets_of_provider: Mapping[str, tuple[Budget, ...]] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from extauthz.ledger import (
     Hold,
     Ledger,
     Outcome,
+    Override,
     Refused,
     Release,
     Renew,
@@ -44,7 +45,7 @@ class Expire:
     count: int = 100
 
 
-Command = Reserve | Settle | Release | Renew | Expire
+Command = Reserve | Settle | Release | Renew | Expire | Override
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ async def tell(store: LedgerStore, command: Command) -> Any:
             return await store.release(command)
         case Renew():
             return await store.renew(command)
+        case Override():
+            return await store.override(command)
         case Expire(org, at_ms, horizon_ms, count):
             return await store.expire(org, at_ms, horizon_ms, count)
 
@@ -137,6 +140,8 @@ def tell_ledger(ledger: Ledger, command: Command) -> Any:
             return ledger.release(command)
         case Renew():
             return ledger.renew(command)
+        case Override():
+            return ledger.override(command)
         case Expire(_, at_ms, horizon_ms, count):
             due = ledger.due(at_ms, count)
             return [ending for id_ in due if (ending := ledger.expire(id_, at_ms, horizon_ms))]

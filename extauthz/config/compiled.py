@@ -38,6 +38,7 @@ def policies_of(config: Config) -> Policies:
         settle_horizon_ms=config.defaults.settle_horizon,
         stream_ms_max=config.timeouts.max_stream_duration,
         orgs=(org,),
+        teams=frozenset(config.teams),
         budgets_of_key={key: of(Scope.KEY, short_name(key)) for key in keys},
         budgets_of_provider={name: of(Scope.PROVIDER, name) for name in config.providers},
         budgets_of_models=tuple(b for name in config.models for b in of(Scope.MODEL, name)),

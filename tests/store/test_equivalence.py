@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,23 +20,30 @@ from ledger_calls import DAY_MS, Call, Command, Expire, now_ms, tell
 from servers import Server
 
 from extauthz.ledger import (
+    Change,
     Charge,
     ClockSkewError,
     Hold,
     HoldsMismatchError,
     Ledger,
+    Override,
     Release,
     Renew,
     Reserve,
     Reserved,
     Settle,
+    bucket_width_ms,
 )
 from extauthz.money import AMOUNT_MAX
-from extauthz.store.base import counter_key
+from extauthz.store import script
+from extauthz.store.base import counter_key, rolling_counter_key
 from extauthz.store.memory import MemoryStore
 from extauthz.store.redis import RedisStore
+from extauthz.windows import ROLLING_LENGTHS_MS
 
 BUDGETS = ("minute", "day", "month", "in_flight")
+OVERRIDDEN = ["agent/bot/day/usd", "x"]
+PAUSABLE = ("agent:bot", "team:crew")
 FORGOTTEN_AT_ONCE_MS = -5000
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 AMOUNTS = st.one_of(
@@ -53,6 +61,7 @@ class Twins(RuleBasedStateMachine):
     """The specification and a store under the same commands, on counters of the same org."""
 
     server: Server
+    budgets = BUDGETS
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,13 +70,24 @@ class Twins(RuleBasedStateMachine):
         self.memory = MemoryStore()
         self.redis = RedisStore.from_url(self.server.url, command_timeout_s=10)
         self.client = self.server.client()
-        self.keys = [counter_key(self.org, budget, 0) for budget in BUDGETS]
+        self.keys = [self.key(budget) for budget in self.budgets]
         self.held_on: dict[str, tuple[str, ...]] = {}
 
     def teardown(self) -> None:
         self.runner.run(self.redis.close())
         self.runner.close()
         self.client.close()
+
+    def at_ms(self) -> int:
+        """What every command says the time is."""
+        return now_ms()
+
+    def lasting(self, ms: int) -> int:
+        """How long something is to be remembered."""
+        return ms
+
+    def key(self, budget: str) -> str:
+        return counter_key(self.org, budget, 0)
 
     @property
     def ledger(self) -> Ledger:
@@ -95,7 +115,7 @@ class Twins(RuleBasedStateMachine):
     def draw_hold(self, data: st.DataObject, key: str, forget_at_ms: int) -> Hold:
         """A hold whose limit is often the very edge of what fits."""
         amount = data.draw(AMOUNTS)
-        (balance,) = self.ledger.balances([key], now_ms())
+        (balance,) = self.ledger.balances([key], self.at_ms())
         edge = balance.spent + balance.held + amount + data.draw(st.sampled_from([0, 0, -1, 1]))
         limit = data.draw(st.one_of(LIMITS, st.just(min(max(edge, 0), AMOUNT_MAX))))
         return Hold(
@@ -105,6 +125,7 @@ class Twins(RuleBasedStateMachine):
             forget_at_ms,
             enforcing=data.draw(st.booleans()),
             transient="in_flight" in key,
+            budget_id=data.draw(st.sampled_from([None, *OVERRIDDEN])),
         )
 
     @rule(
@@ -122,23 +143,22 @@ class Twins(RuleBasedStateMachine):
         lease_ms: int,
         forget_in_ms: int,
     ) -> None:
-        forget_at_ms = now_ms() + forget_in_ms
-        holds = tuple(
-            self.draw_hold(data, counter_key(self.org, budget, 0), forget_at_ms)
-            for budget in budgets
-        )
-        at_ms = now_ms()  # after the drawing, which may take longer than clocks may differ
+        forget_at_ms = self.at_ms() + self.lasting(forget_in_ms)
+        holds = tuple(self.draw_hold(data, self.key(budget), forget_at_ms) for budget in budgets)
+        at_ms = self.at_ms()  # after the drawing, which may take longer than clocks may differ
         was_known = name in self.ledger.reservations
-        answer = self.both(Reserve(name, self.org, at_ms, at_ms + lease_ms, holds))
+        answer = self.both(
+            Reserve(name, self.org, at_ms, at_ms + lease_ms, holds, pausable_as=PAUSABLE)
+        )
         if isinstance(answer, Reserved) and not was_known:
             self.held_on[name] = tuple(hold.key for hold in holds)
-            for hold, balance in zip(holds, answer.balances, strict=True):
-                within = balance.spent + balance.held <= hold.limit
+            for hold, balance, limit in zip(holds, answer.balances, answer.limits, strict=True):
+                within = balance.spent + balance.held <= limit
                 assert within or not hold.enforcing, "rule 1"
 
     def keys_of(self, name: str, budgets: tuple[str, ...], *, right: bool) -> tuple[str, ...]:
         """Mostly the counters of the reservation: naming others is refused, which is soon dull."""
-        chosen = tuple(counter_key(self.org, budget, 0) for budget in budgets)
+        chosen = tuple(self.key(budget) for budget in budgets)
         return self.held_on.get(name, chosen) if right else chosen
 
     @rule(
@@ -161,10 +181,10 @@ class Twins(RuleBasedStateMachine):
         in_batch: bool,
     ) -> None:
         keys = self.keys_of(name, budgets, right=right)
-        forget_at_ms = now_ms() + DAY_MS
+        forget_at_ms = self.at_ms() + self.lasting(DAY_MS)
         charges = tuple(Charge(key, data.draw(AMOUNTS), forget_at_ms) for key in keys)
-        at_ms = now_ms()
-        command = Settle(name, self.org, at_ms, at_ms - age_ms, horizon_ms, charges)
+        at_ms = self.at_ms()
+        command = Settle(name, self.org, at_ms, at_ms - age_ms, self.lasting(horizon_ms), charges)
         if not in_batch:
             self.both(command)
             return
@@ -185,21 +205,58 @@ class Twins(RuleBasedStateMachine):
     )
     def release(self, name: str, budgets: tuple[str, ...], right: bool, horizon_ms: int) -> None:
         keys = self.keys_of(name, budgets, right=right)
-        self.both(Release(name, self.org, now_ms(), horizon_ms, keys))
+        self.both(Release(name, self.org, self.at_ms(), self.lasting(horizon_ms), keys))
 
     @rule(name=NAMES, lease_ms=LEASES_MS, observed=st.lists(AMOUNTS, max_size=4))
     def renew(self, name: str, lease_ms: int, observed: list[int]) -> None:
-        at_ms = now_ms()
+        at_ms = self.at_ms()
         self.both(Renew(name, self.org, at_ms, at_ms + lease_ms, tuple(observed)))
 
     @rule(count=st.integers(1, 3), horizon_ms=HORIZONS_MS)
     def expire(self, count: int, horizon_ms: int) -> None:
-        self.both(Expire(self.org, now_ms(), horizon_ms, count))
+        self.both(Expire(self.org, self.at_ms(), self.lasting(horizon_ms), count))
+
+    @rule(
+        id_=st.sampled_from(["o1", "o2", "o3", None]),
+        change=st.sampled_from(Change),
+        budget=st.sampled_from(OVERRIDDEN),
+        who=st.sampled_from(PAUSABLE),
+        amount=AMOUNTS,
+        until_ms=st.sampled_from([None, None, -1500, DAY_MS, 2 * DAY_MS]),
+    )
+    def override(
+        self,
+        id_: str | None,
+        change: Change,
+        budget: str,
+        who: str,
+        amount: int,
+        until_ms: int | None,
+    ) -> None:
+        at_ms = self.at_ms()
+        self.both(
+            Override(
+                id_ or str(uuid4()),
+                self.org,
+                at_ms,
+                change,
+                who if change in (Change.PAUSE, Change.RESUME) else budget,
+                at_ms + self.lasting(DAY_MS),
+                amount,
+                None if until_ms is None else at_ms + until_ms,
+            )
+        )
+
+    @rule()
+    def all_resume(self) -> None:
+        for who in PAUSABLE:
+            at_ms = self.at_ms()
+            self.both(Override(str(uuid4()), self.org, at_ms, Change.RESUME, who, at_ms + DAY_MS))
 
     @precondition(lambda self: self.ledger.counters)
-    @rule(budget=st.sampled_from(BUDGETS))
-    def a_counter_is_lost(self, budget: str) -> None:
-        key = counter_key(self.org, budget, 0)
+    @rule(at=st.integers(0, len(BUDGETS) - 1))
+    def a_counter_is_lost(self, at: int) -> None:
+        key = self.keys[at]
         self.client.delete(key)
         self.ledger.counters.pop(key, None)
 
@@ -212,9 +269,12 @@ class Twins(RuleBasedStateMachine):
 
     @invariant()
     def both_stand_alike(self) -> None:
+        at_ms = self.at_ms()
+
         async def standing(store: MemoryStore | RedisStore) -> Any:
-            balances = await store.balances(self.org, self.keys, now_ms())
-            return balances, await store.open_reservations(self.org)
+            balances = await store.balances(self.org, self.keys, at_ms)
+            overrides = await store.overrides(self.org, at_ms)
+            return balances, overrides, await store.open_reservations(self.org)
 
         expected = self.runner.run(standing(self.memory))
         assert self.runner.run(standing(self.redis)) == expected
@@ -230,13 +290,64 @@ class Twins(RuleBasedStateMachine):
             assert (self.client.pexpiretime(key) == -1) == is_open, key
 
 
-SizedRun = Callable[[int, int], None]
+HOUR_MS = 3_600_000
+WIDTH_MS = bucket_width_ms(HOUR_MS)
+LONG_FROM_NOW_MS = 4_000_000_000_000
+"""Nothing that a server forgets by its own clock is forgotten before."""
+
+
+class TwinsInMotion(Twins):
+    """The same with a clock that is moved by hand, over the buckets of rolling windows."""
+
+    budgets = ("1h", "24h", "day", "in_flight")
+
+    def __init__(self) -> None:
+        self.time = LONG_FROM_NOW_MS
+        super().__init__()
+        self.memory = MemoryStore(self.at_ms)
+
+    def at_ms(self) -> int:
+        return self.time
+
+    def lasting(self, ms: int) -> int:
+        return ms + 10_000 * DAY_MS
+
+    def key(self, budget: str) -> str:
+        by_name = dict(zip(BUDGETS, self.budgets, strict=True)) | {b: b for b in self.budgets}
+        length_ms = ROLLING_LENGTHS_MS.get(by_name[budget])
+        if length_ms is None:
+            return super().key(budget)
+        return rolling_counter_key(self.org, by_name[budget], length_ms)
+
+    @rule(
+        ms=st.sampled_from(
+            [1, WIDTH_MS // 2, WIDTH_MS, 47 * WIDTH_MS, 95 * WIDTH_MS, 96 * WIDTH_MS, DAY_MS]
+        ),
+        back_ms=st.sampled_from([0, 0, 1, 900]),
+    )
+    def time_passes(self, ms: int, back_ms: int) -> None:
+        """And at times a caller comes whose clock is a little behind."""
+        self.time += ms - back_ms
+
+
+SizedRun = Callable[..., None]
+
+
+@pytest.fixture
+def without_skew_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts that believe every caller's clock: the server's own cannot be moved."""
+    for name in ("RESERVE", "SETTLE", "RELEASE", "RENEW", "EXPIRE", "OVERRIDE"):
+        text = getattr(script, name).text
+        believing = text.replace("CLOCK_SKEW_MS_MAX = 1000", "CLOCK_SKEW_MS_MAX = 1e15")
+        assert believing != text
+        monkeypatch.setattr(script, name, script.Script(believing))
+    monkeypatch.setattr("extauthz.store.redis.CLOCK_SKEW_MS_MAX", 10**15)
 
 
 @pytest.fixture
 def run_twins(any_server: Server) -> SizedRun:
-    def run(examples: int, steps: int) -> None:
-        machine = type("TwinsOfThisServer", (Twins,), {"server": any_server})
+    def run(examples: int, steps: int, twins: type[Twins] = Twins) -> None:
+        machine = type("TwinsOfThisServer", (twins,), {"server": any_server})
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             machine,
             settings=settings(
@@ -252,6 +363,20 @@ def run_twins(any_server: Server) -> SizedRun:
 
 def test_a_store_cannot_be_told_from_the_specification(run_twins: SizedRun) -> None:
     run_twins(60, 30)
+
+
+@pytest.mark.usefixtures("without_skew_checks")
+def test_a_store_cannot_be_told_from_the_specification_as_time_goes_by(run_twins: SizedRun) -> None:
+    run_twins(60, 40, TwinsInMotion)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("without_skew_checks")
+def test_a_store_cannot_be_told_from_the_specification_as_much_time_goes_by(
+    run_twins: SizedRun,
+) -> None:
+    run_twins(2000, 60, TwinsInMotion)
 
 
 @pytest.mark.full

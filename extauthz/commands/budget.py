@@ -1,0 +1,128 @@
+"""`extauthz budget`: what each budget stands at, and other limits than the file's."""
+
+import argparse
+from typing import Any
+
+from extauthz.commands.desk import (
+    CommandError,
+    Desk,
+    amount_of,
+    instant,
+    run_at_desk,
+    shown,
+    until_of,
+    with_config,
+    with_id,
+    with_until,
+)
+from extauthz.ledger import BudgetOverride, Change
+from extauthz.policies import Budget
+from extauthz.service.lines import budget_line
+
+
+def add_to(commands: Any) -> None:
+    """`budget list | set | top-up | unset`."""
+    parser = commands.add_parser("budget", help="show budgets, and change limits without a restart")
+    kinds = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    show = kinds.add_parser("list", help="every budget, what is spent and held, what was changed")
+    with_config(show)
+    show.set_defaults(run=run_at_desk(_list))
+
+    change = kinds.add_parser("set", help="another limit than the file's, until it is unset")
+    change.add_argument("budget", metavar="ID", help="as 'budget list' shows it")
+    change.add_argument("--limit", required=True, metavar="AMOUNT")
+    with_until(change)
+    with_id(change)
+    with_config(change)
+    change.set_defaults(run=run_at_desk(_set))
+
+    more = kinds.add_parser("top-up", help="more, for the current window only")
+    more.add_argument("budget", metavar="ID", help="as 'budget list' shows it")
+    more.add_argument("amount", metavar="AMOUNT")
+    with_id(more)
+    with_config(more)
+    more.set_defaults(run=run_at_desk(_top_up))
+
+    unset = kinds.add_parser("unset", help="the limit of the file again, without top-ups")
+    unset.add_argument("budget", metavar="ID", help="as 'budget list' shows it")
+    with_id(unset)
+    with_config(unset)
+    unset.set_defaults(run=run_at_desk(_unset))
+
+
+async def _set(desk: Desk, options: argparse.Namespace) -> None:
+    budget = _budget(desk, options.budget)
+    limit = amount_of(options.limit, budget.unit)
+    until_ms = until_of(options.until, desk.at_ms)
+    said = await desk.apply(Change.SET, budget.id, id_=options.id, amount=limit, until_ms=until_ms)
+    print(f"{budget.id}: a limit of {shown(limit, budget.unit)}{_ending(until_ms)} {said}")
+
+
+async def _top_up(desk: Desk, options: argparse.Namespace) -> None:
+    budget = _budget(desk, options.budget)
+    amount = amount_of(options.amount, budget.unit)
+    until_ms = budget.window.bounds(desk.at_ms).end_ms
+    said = await desk.apply(
+        Change.TOP_UP, budget.id, id_=options.id, amount=amount, until_ms=until_ms
+    )
+    print(f"{budget.id}: {shown(amount, budget.unit)} more{_ending(until_ms)} {said}")
+
+
+async def _unset(desk: Desk, options: argparse.Namespace) -> None:
+    # One that is in the file no longer can be unset, too.
+    (org,) = desk.policies.orgs
+    overrides = await desk.store.overrides(org, desk.at_ms)
+    if options.budget not in overrides.budgets:
+        _budget(desk, options.budget)
+    said = await desk.apply(Change.UNSET, options.budget, id_=options.id)
+    print(f"{options.budget}: the limit of the file {said}")
+
+
+async def _list(desk: Desk, _options: argparse.Namespace) -> None:
+    (org,) = desk.policies.orgs
+    overrides = await desk.store.overrides(org, desk.at_ms)
+    budgets = desk.policies.budgets
+    keys = [budget_line(budget, desk.at_ms)[0] for budget in budgets]
+    balances = await desk.store.balances(org, keys, desk.at_ms)
+    rows: list[tuple[str, ...]] = [("budget", "limit", "spent", "held", "left", "changed")]
+    for budget, balance in zip(budgets, balances, strict=True):
+        limit = overrides.limit_in_force(budget.id, budget.limit, desk.at_ms)
+        left = max(0, limit - balance.spent - balance.held)
+        amounts = (limit, balance.spent, balance.held, left)
+        texts = [shown(amount, budget.unit) for amount in amounts]
+        found = overrides.budgets.get(budget.id)
+        rows.append((budget.id, *texts, _changes(budget, found) if found else ""))
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for row in rows:
+        print(
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        )
+    for who, until_ms in sorted(overrides.pauses.items()):
+        kind, _, name = who.partition(":")
+        print(f"{kind} {name} is paused{_ending(until_ms) or ' until it is resumed'}")
+    for id_ in sorted(overrides.budgets.keys() - {budget.id for budget in budgets}):
+        print(f"{id_} was changed, and is no budget of this file")
+
+
+def _changes(budget: Budget, override: BudgetOverride) -> str:
+    words = []
+    if override.limit is not None:
+        words.append(f"set{_ending(override.limit.until_ms)}")
+        words.append(f"(file: {shown(budget.limit, budget.unit)})")
+    words += [
+        f"+ {shown(part.amount, budget.unit)}{_ending(part.until_ms)}" for part in override.top_ups
+    ]
+    return " ".join(words)
+
+
+def _ending(until_ms: int | None) -> str:
+    return "" if until_ms is None else f" until {instant(until_ms)}"
+
+
+def _budget(desk: Desk, id_: str) -> Budget:
+    for budget in desk.policies.budgets:
+        if budget.id == id_:
+            return budget
+    known = "\n".join(f"  {budget.id}" for budget in desk.policies.budgets)
+    raise CommandError(f"there is no budget '{id_}'; there are:\n{known}")

@@ -1,0 +1,173 @@
+"""What every command on the store needs: the config, the store, and what the operator wrote."""
+
+import argparse
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from extauthz.config import load, policies_of
+from extauthz.errors import OperatorError
+from extauthz.ids import uuid7
+from extauthz.ledger import Applied, Change, ClockSkewError, Override
+from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
+from extauthz.policies import Policies, Unit
+from extauthz.service.lines import NEVER_MS
+from extauthz.service.rules import system_clock
+from extauthz.store.base import LedgerStore, StoreError, StoreUnavailableError
+from extauthz.store.redis import RedisStore
+
+_COMMAND_TIMEOUT_S = 5.0
+
+
+class CommandError(OperatorError):
+    """A command cannot be carried out; the text says why and what to write instead."""
+
+
+@dataclass(slots=True)
+class Desk:
+    """One command's view: the policies of the file, the store, and the time."""
+
+    policies: Policies
+    store: LedgerStore
+    at_ms: int
+
+    async def apply(
+        self,
+        change: Change,
+        target: str,
+        *,
+        id_: str | None,
+        amount: int = 0,
+        until_ms: int | None = None,
+    ) -> str:
+        """Carry a change out, once; how it was answered, in a sentence.
+
+        Raises:
+            CommandError: the id was used for another change, or nobody knows what became of it.
+        """
+        (org,) = self.policies.orgs
+        command = Override(
+            id_ or uuid7(self.at_ms),
+            org,
+            self.at_ms,
+            change,
+            target,
+            # As long as what it changes may last, and as long as anybody may still repeat it.
+            (self.at_ms + NEVER_MS if until_ms is None else until_ms)
+            + self.policies.settle_horizon_ms,
+            amount,
+            until_ms,
+        )
+        try:
+            applied = await self.store.override(command)
+        except StoreUnavailableError as error:
+            raise CommandError(
+                f"{error}\nWhether it was carried out is not known. To be sure, repeat the command "
+                f"with --id {command.id}: it is carried out once."
+            ) from error
+        if applied is Applied.CONFLICT:
+            raise CommandError(f"--id {command.id} was used for another change: nothing was done")
+        if applied is Applied.DUPLICATE:
+            return f"was done before (id {command.id}): nothing was changed"
+        return f"done, in force at the next call (id {command.id})"
+
+
+Work = Callable[[Desk, argparse.Namespace], Coroutine[None, None, None]]
+
+
+def run_at_desk(work: Work) -> Callable[[argparse.Namespace], None]:
+    """A command's `run`: reads the config, opens the store, and closes it whatever happens."""
+
+    def run(options: argparse.Namespace) -> None:
+        from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
+
+        config = load(options.config)
+        asyncio.run(_run(work, options, policies_of(config), store_url(config)))
+
+    return run
+
+
+async def _run(work: Work, options: argparse.Namespace, policies: Policies, url: str) -> None:
+    store = RedisStore.from_url(url, command_timeout_s=_COMMAND_TIMEOUT_S)
+    try:
+        await work(Desk(policies, store, system_clock()), options)
+    except StoreUnavailableError as error:
+        raise StoreError(f"{error} (the embedded store runs with 'extauthz up')") from error
+    except ClockSkewError as error:
+        raise CommandError(f"{error}: set this machine's clock") from error
+    except ValueError as error:  # of a command that says what cannot be
+        raise CommandError(str(error)) from error
+    finally:
+        await store.close()
+
+
+def with_config(parser: argparse.ArgumentParser) -> None:
+    """`-c FILE`, as for every command."""
+    parser.add_argument("-c", "--config", type=Path, default=Path("extauthz.yaml"), metavar="FILE")
+
+
+def with_id(parser: argparse.ArgumentParser) -> None:
+    """`--id`, for whoever may have to repeat a command."""
+    parser.add_argument(
+        "--id", metavar="ID", help="a name for this change: repeated with it, it is done once"
+    )
+
+
+def with_until(parser: argparse.ArgumentParser) -> None:
+    """`--until`, an instant at which the change ends by itself."""
+    parser.add_argument(
+        "--until", metavar="TIME", help="when it ends by itself, such as 2026-12-01T00:00Z"
+    )
+
+
+def until_of(text: str | None, at_ms: int) -> int | None:
+    """An instant as it is written, in epoch milliseconds.
+
+    Raises:
+        CommandError: it is none, has no time zone, or is over.
+    """
+    if text is None:
+        return None
+    try:
+        end = datetime.fromisoformat(text)
+    except ValueError:
+        raise CommandError(f"--until {text}: write a time such as 2026-12-01T00:00Z") from None
+    if end.tzinfo is None:
+        raise CommandError(f"--until {text}: write its time zone too, such as {text}Z for UTC")
+    end_ms = int(end.timestamp() * 1000)
+    if end_ms <= at_ms:
+        raise CommandError(f"--until {text}: that is over")
+    return end_ms
+
+
+def amount_of(text: str, unit: Unit) -> int:
+    """An amount in a budget's unit, as the ledger counts it.
+
+    Raises:
+        CommandError: it is none.
+    """
+    if unit is Unit.USD:
+        try:
+            return parse_usd(text)
+        except AmountError as error:
+            raise CommandError(str(error)) from error
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        number = Decimal(-1)
+    if not (number.is_finite() and 0 <= number <= AMOUNT_MAX and number == int(number)):
+        raise CommandError(f"{text}: a number of {unit.value} is a whole number below 2^52")
+    return int(number)
+
+
+def shown(amount: int, unit: Unit) -> str:
+    """An amount for people: `25.00 USD`, `2000 requests`."""
+    return f"{format_usd(amount)} USD" if unit is Unit.USD else f"{amount} {unit.value}"
+
+
+def instant(at_ms: int) -> str:
+    """`2026-12-01T00:00:00Z`."""
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -9,9 +9,11 @@ from servers import Server, until
 
 from extauthz.ledger import (
     COUNTER_MAX,
+    Change,
     CounterRangeError,
     Ending,
     Outcome,
+    Override,
     Reserved,
 )
 from extauthz.store import script
@@ -175,6 +177,12 @@ async def test_no_script_touches_a_key_that_it_does_not_declare(own_valkey: Serv
         await store.reserve(call.sibling().reserve(lease_ms=DAY_MS))
         for name in (*STARTS[row.start], row.event):
             await tell(store, event(call, name))
+    at_ms = now_ms()
+    for change in Change:
+        target = "agent:bot" if change in (Change.PAUSE, Change.RESUME) else "agent/bot/day/usd"
+        await store.override(
+            Override(change.value, call.org, at_ms, change, target, at_ms + DAY_MS)
+        )
     await store.close()
 
 

@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from service_rules import DOLLAR, KEY, Desk, agent, budget, call, until
 
+from extauthz.identity import hash_key
 from extauthz.ledger import (
     AlreadyEnded,
+    Change,
     Charge,
     ClockSkewError,
     CounterRangeError,
     HoldsMismatchError,
+    Override,
     Reserve,
     Settle,
     State,
@@ -382,3 +385,101 @@ async def test_whatever_is_asked_and_spent_no_grant_passes_the_limit(events):
             assert balance.spent + balance.held <= line.hold.limit
         if spends is not None:
             await settle(desk, verdict, min(spends, most) * DOLLAR)
+
+
+async def override(desk: Desk, change: Change, target: str, **fields: object) -> None:
+    command = Override(
+        f"o-{change.value}", "default", desk.clock(), change, target,
+        forget_at_ms=desk.clock() + 86_400_000, **fields,
+    )  # type: ignore[arg-type] # fmt: skip
+    await desk.memory.override(command)
+
+
+@pytest.mark.parametrize("target", ["agent:bot", "team:crew"])
+async def test_a_paused_agent_or_team_is_told_until_when(target):
+    desk = Desk.of(agent(DAY, team="crew"))
+    await override(desk, Change.PAUSE, target, until_ms=desk.clock() + 60_000)
+    verdict = await decide(desk, call(1))
+    assert (verdict.decision, verdict.status, verdict.reason) == (
+        Decision.DENY, 403, Reason.AGENT_PAUSED,
+    )  # fmt: skip
+    assert verdict.message == "this agent is paused until 2026-09-21T14:14:20Z"
+    assert await held(desk) == 0
+    assert desk.abandoned.commands == []
+    desk.clock.now += 60_000
+    assert (await decide(desk, call(1))).decision is Decision.ALLOW
+
+
+async def test_a_pause_without_an_end_says_who_can_end_it():
+    desk = Desk.of(agent(DAY))
+    await override(desk, Change.PAUSE, "agent:bot")
+    assert "until an operator resumes it" in (await decide(desk, call(1))).message
+
+
+async def test_a_call_that_waits_for_room_is_refused_when_its_agent_is_paused_meanwhile():
+    desk = Desk.of(agent(DAY, hold_wait_ms=1_000))
+    await decide(desk, call(8))
+    waiting = asyncio.create_task(decide(desk, call(5)))
+    await until(lambda: desk.room._waiting)
+    await override(desk, Change.PAUSE, "agent:bot")
+    desk.room.notify(list(desk.room._waiting))
+    assert (await waiting).reason is Reason.AGENT_PAUSED
+
+
+async def test_the_limit_in_force_decides_and_is_the_one_that_is_shown():
+    desk = Desk.of(agent(DAY))
+    await override(desk, Change.SET, DAY.id, amount=3 * DOLLAR)
+    refused = await decide(desk, call(4))
+    assert refused.reason is Reason.REQUEST_TOO_LARGE
+    assert refused.lines[0].hold.limit == 3 * DOLLAR
+    await override(desk, Change.TOP_UP, DAY.id, amount=10 * DOLLAR)
+    allowed = await decide(desk, call(12))
+    assert allowed.decision is Decision.ALLOW
+    assert allowed.lines[0].hold.limit == 13 * DOLLAR
+
+
+async def test_a_rolling_window_refuses_until_what_was_spent_has_left_it():
+    desk = Desk.of(agent(budget(10, window=Window(Period.ROLLING, length="1h"))))
+    await settle(desk, await decide(desk, call(9)), 9 * DOLLAR)
+    desk.clock.now += 3_600_000
+    assert (await decide(desk, call(5))).reason is Reason.BUDGET_EXHAUSTED
+    desk.clock.now += 60_000
+    assert (await decide(desk, call(5))).decision is Decision.ALLOW
+
+
+def with_budgets(desk: Desk, **fields: object) -> Desk:
+    desk.authorizer.rules.policies = replace(desk.authorizer.rules.policies, **fields)
+    return desk
+
+
+OF_KEY = budget(2, scope=Scope.KEY, name="0123456789ab")
+OF_PROVIDER = budget(3, scope=Scope.PROVIDER, name="openai")
+OF_MODEL = budget(4, scope=Scope.MODEL, name="sma*", model="sma*")
+
+
+async def test_a_call_holds_on_the_budgets_of_its_key_provider_and_model_too():
+    desk = with_budgets(
+        Desk.of(agent(DAY)),
+        budgets_of_key={hash_key(KEY): (OF_KEY,)},
+        budgets_of_provider={"openai": (OF_PROVIDER,), "anthropic": (replace(OF_PROVIDER),)},
+        budgets_of_models=(OF_MODEL, replace(OF_MODEL, name="lar*", model="lar*")),
+    )
+    verdict = await decide(desk, call(1))
+    assert [line.budget.id for line in verdict.lines if line.budget] == [
+        "agent/bot/day/usd", "key/0123456789ab/day/usd", "provider/openai/day/usd",
+        "model/sma*/day/usd",
+    ]  # fmt: skip
+    assert [balance.held for balance in verdict.balances] == [DOLLAR] * 4
+    assert (await decide(desk, call(2))).reason is Reason.BUDGET_HELD
+
+
+async def test_a_budget_of_the_key_is_one_that_an_agent_has():
+    desk = with_budgets(Desk.of(agent()), budgets_of_key={hash_key(KEY): (OF_KEY,)})
+    assert (await decide(desk, call(1))).decision is Decision.ALLOW
+
+
+async def test_a_budget_of_the_provider_or_model_lets_nobody_in():
+    shared = {"budgets_of_provider": {"openai": (OF_PROVIDER,)}, "budgets_of_models": (OF_MODEL,)}
+    for who in (agent(), agent(replace(DAY, model="large"))):
+        desk = with_budgets(Desk.of(who), **shared)
+        assert (await decide(desk, call(1))).reason is Reason.AGENT_WITHOUT_BUDGET

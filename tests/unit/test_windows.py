@@ -132,3 +132,22 @@ def test_a_total_never_ends_and_holds_every_instant():
     assert bounds == Bounds(None, None)
     assert bounds.contains(0)
     assert bounds.contains(int(datetime(9000, 1, 1, tzinfo=UTC).timestamp()) * 1000)
+
+
+@pytest.mark.parametrize(
+    ("length", "hours_long"), [("1h", 1), ("24h", 24), ("7d", 168), ("30d", 720)]
+)
+def test_a_rolling_window_has_let_go_of_everything_after_its_length(length, hours_long):
+    window = Window(Period.ROLLING, length=length)
+    at_ms = ms("2026-03-29T00:30")  # the clocks change nowhere: a length is a length
+    assert window.bounds(at_ms).start_ms == at_ms
+    assert hours(window.bounds(at_ms)) == hours_long
+    assert window.name == f"rolling-{length}"
+
+
+@pytest.mark.parametrize(
+    ("period", "length"), [(Period.ROLLING, None), (Period.ROLLING, "12h"), (Period.DAY, "24h")]
+)
+def test_only_rolling_windows_have_a_length_and_only_four(period, length):
+    with pytest.raises(ValueError, match="of the length"):
+        Window(period, length=length)

@@ -1,7 +1,6 @@
 """`extauthz budget`: what each budget stands at, and other limits than the file's."""
 
 import argparse
-from typing import Any
 
 from extauthz.commands.desk import (
     CommandError,
@@ -20,7 +19,7 @@ from extauthz.policies import Budget
 from extauthz.service.lines import budget_line
 
 
-def add_to(commands: Any) -> None:
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`budget list | set | top-up | unset`."""
     parser = commands.add_parser("budget", help="show budgets, and change limits without a restart")
     kinds = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -1,7 +1,6 @@
 """`extauthz pause` and `resume`: an agent or a team makes no calls for a while."""
 
 import argparse
-from typing import Any
 
 from extauthz.commands.desk import (
     CommandError,
@@ -16,7 +15,7 @@ from extauthz.commands.desk import (
 from extauthz.ledger import Change
 
 
-def add_to(commands: Any) -> None:
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`pause` and `resume`."""
     pause = commands.add_parser("pause", help="refuse every call of an agent or a team")
     resume = commands.add_parser("resume", help="end a pause")

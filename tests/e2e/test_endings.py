@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -266,12 +267,24 @@ def test_a_client_that_leaves_while_check_waits_for_room_holds_nothing(sidecar: 
     estimate = sidecar.balance("waiting")[1]
     cancelled = sidecar.metric("extauthz_checks_cancelled_total")
 
-    raw_request(sidecar, "waiting", dear).close()
+    second = raw_request(sidecar, "waiting", dear)
+    until(lambda: checks_under_way(sidecar) == 1)
+    second.close()
 
     until(lambda: sidecar.metric("extauthz_checks_cancelled_total") == cancelled + 1)
     assert sidecar.balance("waiting") == (0, estimate)
     first.close()
     until(lambda: sidecar.balance("waiting") == (estimate, 0))
+
+
+def checks_under_way(sidecar: Sidecar) -> int:
+    """Checks that Envoy waits for, by its own count."""
+    with socket.socket(socket.AF_UNIX) as admin:
+        admin.connect(str(sidecar.data_dir / "run" / "envoy.sock"))
+        path = "/stats?filter=^cluster.check.upstream_rq_active$"
+        admin.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
+    return int(re.search(r"upstream_rq_active: (\d+)", answer)[1])
 
 
 def test_half_a_request_holds_nothing(sidecar: Sidecar, bot: str) -> None:

@@ -152,9 +152,19 @@ async def give_up_at_random(store: RedisStore, count: int) -> None:
         assert isinstance(answer, Reserved), answer
         assert answer.id == calls[at].id
     for few in batched(calls, 20):
-        releases = await asyncio.gather(*(store.release(call.release()) for call in few))
-        assert [ending.id for ending in releases] == [call.id for call in few]
+        await asyncio.gather(*(release(store, call) for call in few))
     assert await store.balances(first.org, first.keys, now_ms()) == (Balance(), Balance())
+
+
+async def release(store: RedisStore, call: Call) -> None:
+    """On a busy machine a command may queue for longer than the store allows: then again."""
+    while True:
+        try:
+            ending = await store.release(call.release())
+        except ClockSkewError:
+            continue
+        assert ending.id == call.id
+        return
 
 
 def batched(calls: list[Call], size: int) -> list[list[Call]]:

@@ -147,7 +147,7 @@ async def test_a_caller_that_leaves_while_its_body_is_read_leaves_no_turn_taken(
         await task
 
     assert (await ask(reader, LARGE)).model == "gpt-4o"
-    assert not reader._busy
+    await until(lambda: not reader._busy)
 
 
 async def test_callers_that_leave_while_they_wait_for_their_turn_leave_none_taken(reader):

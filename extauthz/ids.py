@@ -29,9 +29,12 @@ def request_mark(request_id: str) -> int:
     return int.from_bytes(digest[:8], "big") & _MARK
 
 
-def mark_of(id_: str) -> int:
-    """What an id ends with."""
-    return uuid.UUID(id_).int & _MARK
+def mark_of(id_: str) -> int | None:
+    """What an id ends with; None if it is no UUID."""
+    try:
+        return uuid.UUID(id_).int & _MARK
+    except ValueError:
+        return None
 
 
 def minted_at_ms(id_: str) -> int:

@@ -13,7 +13,7 @@ from extauthz.ids import mark_of, minted_at_ms, request_mark
 from extauthz.ledger import Outcome, Release, State
 from extauthz.service.completed_call import CompletedCall, Ending, ending_of
 from extauthz.service.rules import Clock
-from extauthz.service.settle import INAPPLICABLE, Settlement, SettlementObserver, Settler
+from extauthz.service.settle import INAPPLICABLE, RETRYABLE, Settlement, SettlementObserver, Settler
 from extauthz.store.base import StoredReservation, StoreUnavailableError
 
 log = logging.getLogger(__name__)
@@ -119,9 +119,9 @@ class Reconciler:
         if not wanted:
             return
         left = await self._settler.settle(wanted)
-        result.outcomes += self._counting.take()
         if left:
             raise StoreUnavailableError(f"the store has not taken {len(left)} settlements")
+        result.outcomes += self._counting.take()
 
     async def _release(self, unanswered: Sequence[UnansweredCheck], result: Reconciled) -> None:
         """Give back what a Check has reserved whose answer Envoy never had.
@@ -129,7 +129,9 @@ class Reconciler:
         The reservation's id says for which request it was minted, and when.
         """
         policies = self._rules.policies
-        checks = {request_mark(check.request_id): check for check in unanswered}
+        checks: dict[int | None, UnansweredCheck] = {
+            request_mark(check.request_id): check for check in unanswered
+        }
         for org in policies.orgs:
             found = [
                 id_
@@ -142,6 +144,8 @@ class Reconciler:
                     ending = await self._store.release(command)
                 except INAPPLICABLE:  # it has ended meanwhile
                     continue
+                except RETRYABLE as error:
+                    raise StoreUnavailableError(f"a release was not taken: {error}") from error
                 log.info("%s was reserved for a call that never left: given back", id_)
                 self._settler.room.notify(stored.keys)
                 result.outcomes[ending.outcome] += 1

@@ -87,8 +87,7 @@ class LogFollower:
                 if found is None:
                     return
                 read, place = found
-                result = await self.reconciler.reconcile(read.calls, read.unanswered)
-                self.observer.reconciled(result, read.unreadable)
+                self.observer.reconciled(*await self._reconcile(read))
                 self._place = place
                 if turn % _SAVED_EVERY == 0:
                     await asyncio.to_thread(place.save, self.bookmark)
@@ -96,6 +95,26 @@ class LogFollower:
         finally:
             if self._place is not None and self._place != saved:
                 await asyncio.to_thread(self._place.save, self.bookmark)
+
+    async def _reconcile(self, read: Read) -> tuple[Reconciled, int]:
+        """What became of the lines, and how many of them are of no use."""
+        try:
+            return await self.reconciler.reconcile(read.calls, read.unanswered), read.unreadable
+        except StoreError:
+            raise
+        except Exception:
+            log.exception("some lines cannot be reconciled together: now each for itself")
+        result, useless = Reconciled(), read.unreadable
+        for call in read.calls:
+            try:
+                result.add(await self.reconciler.reconcile([call]))
+            except StoreError:
+                raise
+            except Exception:
+                useless += 1
+                log.exception("%s cannot be reconciled", call.record.reservation_id)
+        result.add(await self.reconciler.reconcile([], read.unanswered))
+        return result, useless
 
     def _next(self, sizes: dict[int, int] | None) -> tuple[Read, Place] | None:
         found = self.files.read(self._place, sizes)

@@ -13,7 +13,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 128 * 1024
+"""About 50 lines: the reading of more would keep the event loop from other work."""
+
 _LINE_BYTES_MAX = 16 * 1024 * 1024
 _HEAD_BYTES = 256
 _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst"})

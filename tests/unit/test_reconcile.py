@@ -15,6 +15,7 @@ from extauthz.service.completed_call import CompletedCall
 from extauthz.service.reconcile import Reconciled, Reconciler, UnansweredCheck
 from extauthz.service.settle import Settlement, Settler
 from extauthz.service.waiting import HeldRoom
+from extauthz.servicers.file_log import Read
 from extauthz.servicers.follow_log import LogFollower
 from extauthz.servicers.log_files import LogFiles, Place
 from extauthz.store.base import StoreUnavailableError, counter_key
@@ -206,6 +207,20 @@ def test_an_id_tells_its_request_and_its_time() -> None:
     assert mark_of(uuid7(1)) != mark_of(uuid7(1))
     assert one[14] == "7"
     assert one[19] in "89ab"
+
+
+async def test_one_call_that_cannot_be_settled_keeps_no_other_from_it(
+    shop: Shop, tmp_path: Path
+) -> None:
+    calls = [await shop.reserved(), await shop.reserved(left=False, captured=CapturedResponse())]
+    record = replace(calls[1].record, parts=(HeldPart("no counter", "usd", 1, 2),))
+    follower = LogFollower(LogFiles(tmp_path), tmp_path, shop.reconciler, shop.told)
+
+    result, useless = await follower._reconcile(
+        Read([replace(calls[1], record=record), calls[0]], [], 0)
+    )
+
+    assert (result.outcomes, useless) == ({Outcome.SETTLED: 1}, 1)
 
 
 async def test_a_follower_goes_on_where_another_has_ended(shop: Shop, tmp_path: Path) -> None:

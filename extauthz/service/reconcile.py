@@ -88,6 +88,18 @@ class Reconciler:
             await self._release(unanswered, result)
         return result
 
+    async def settled(self, reservations: Iterable[tuple[str, str]]) -> set[str]:
+        """The ids of those, each with its org, that are settled: nothing can change them."""
+        by_org: dict[str, list[str]] = defaultdict(list)
+        for org, id_ in reservations:
+            by_org[org].append(id_)
+        return {
+            id_
+            for org, ids in by_org.items()
+            for id_, stored in (await self._store.reservations(org, ids)).items()
+            if stored.state is State.SETTLED
+        }
+
     def _sort(
         self,
         call: CompletedCall,

@@ -4,6 +4,7 @@ The names are those of `bootstrap/access_logs.py`.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,10 @@ from extauthz.servicers.translate import CLIENT_LEFT, REFUSED_STREAM
 
 _FIRST_FIELD = b'{"attempts":'
 """How each line begins: Envoy sorts the names."""
+_RESERVATION = re.compile(
+    rb'"authz":\{"call":"\{\\"v\\":1,\\"id\\":\\"(?P<id>[0-9a-f-]{36})\\",'
+    rb'\\"decision\\":\\"[0-9a-f-]{36}\\",\\"org\\":\\"(?P<org>[A-Za-z0-9_.@-]+)\\"'
+)
 _END, _PERIODIC = "DownstreamEnd", "DownstreamPeriodic"
 _DENIED = "ext_authz_denied"
 _CONNECTION_FAILURE = "UF"
@@ -32,6 +37,16 @@ class Read:
     calls: list[CompletedCall]
     unanswered: list[UnansweredCheck]
     unreadable: int
+
+
+def reservation_of(line: bytes) -> tuple[str, str] | None:
+    """The org and the id of a line's reservation, without reading the line; None if not found.
+
+    Reading takes ten times as long, and nearly every line is of a call that is settled already.
+    Quotes in what others choose are escaped, so nothing but Check's own metadata matches.
+    """
+    found = _RESERVATION.search(line)
+    return (found["org"].decode(), found["id"].decode()) if found else None
 
 
 def read_lines(lines: list[bytes]) -> Read:

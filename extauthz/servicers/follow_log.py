@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from extauthz.service.reconcile import Reconciled, Reconciler
-from extauthz.servicers.file_log import Read, read_lines
+from extauthz.servicers.file_log import Read, read_lines, reservation_of
 from extauthz.servicers.log_files import LogFiles, Place
 from extauthz.store.base import StoreError
 
@@ -83,10 +83,11 @@ class LogFollower:
         saved = self._place
         try:
             for turn in range(1, 1 << 62):
-                found = await asyncio.to_thread(self._next, sizes)
+                found = await asyncio.to_thread(self.files.read, self._place, sizes)
                 if found is None:
                     return
-                read, place = found
+                lines, place = found
+                read = await asyncio.to_thread(read_lines, await self._open(lines))
                 self.observer.reconciled(*await self._reconcile(read))
                 self._place = place
                 if turn % _SAVED_EVERY == 0:
@@ -116,6 +117,8 @@ class LogFollower:
         result.add(await self.reconciler.reconcile([], read.unanswered))
         return result, useless
 
-    def _next(self, sizes: dict[int, int] | None) -> tuple[Read, Place] | None:
-        found = self.files.read(self._place, sizes)
-        return None if found is None else (read_lines(found[0]), found[1])
+    async def _open(self, lines: list[bytes]) -> list[bytes]:
+        """The lines whose calls are not settled, as far as that can be told at a glance."""
+        of_line = {line: found for line in lines if (found := reservation_of(line))}
+        settled = await self.reconciler.settled(of_line.values())
+        return [line for line in lines if line not in of_line or of_line[line][1] not in settled]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from extauthz.service.completed_call import CompletedCall, Ending, ending_of
 from extauthz.service.reconcile import UnansweredCheck
-from extauthz.servicers.file_log import LineError, read_line, read_lines
+from extauthz.servicers.file_log import LineError, read_line, read_lines, reservation_of
 
 LINES = (Path(__file__).parent / "access_log_lines.jsonl").read_bytes().splitlines()
 ANSWERED, STREAMED, DENIED, REFUSED, UNREACHABLE, LEFT, UNCHECKED = LINES
@@ -57,6 +57,23 @@ def test_a_stream_has_the_usage_of_its_start_and_of_its_end() -> None:
 )
 def test_a_line_asks_for_the_ending_that_the_entry_would(line: bytes, ending: Ending) -> None:
     assert ending_of(call_of(line)) is ending
+
+
+def test_a_reservation_is_found_without_reading_the_line() -> None:
+    for line in LINES:
+        call = read_line(line)
+        expected = (
+            (call.record.org, call.record.reservation_id)
+            if isinstance(call, CompletedCall)
+            else None
+        )
+        assert reservation_of(line) == expected
+
+
+def test_no_text_of_a_client_passes_for_a_reservation() -> None:
+    forged = changed(DENIED, path=ANSWERED.decode(), provider_request_id=ANSWERED.decode())
+
+    assert reservation_of(forged) is None
 
 
 def test_a_call_that_was_denied_reserved_nothing() -> None:

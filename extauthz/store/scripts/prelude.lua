@@ -1,7 +1,8 @@
 -- Shared by every script of the ledger, put between a script's first line and the rest of it.
 --
--- Version 2: rolling counters, overrides, charged_at. A script is called by the hash of its text, so two versions of this program that share
--- a store each run their own; say here what changed when a record's layout does.
+-- Version 2: rolling counters, overrides, charged_at. A script is called by the hash of its text, so
+-- two versions of this program that share a store each run their own; say here what changed when a
+-- record's layout does.
 --
 -- A reservation is one hash:
 --   state      held | settled | released | expired
@@ -18,6 +19,10 @@
 --
 -- The overrides of an org are one hash: `pause:agent:NAME` and `pause:team:NAME` are "@<until_ms>",
 -- or "@" without an end; a budget's id is the words "=<limit>@<until_ms>" and "+<top-up>@<until_ms>".
+--
+-- No command deletes a key that a later one of the same script needs. While a slot of a Cluster is
+-- moved, its old node runs a script whose keys are all there, but refuses every command in it on a
+-- key that is gone by then: the script would end half-way.
 --
 -- Amounts are strings of digits from ARGV or from a record and go to HINCRBY as they came. A Lua
 -- number is a double, and its text keeps 14 digits: numbers are for comparing only. Where one has to
@@ -199,8 +204,13 @@ local function write_ended(id, state, record, costs, forget_at_ms, charged_at_ms
       i = i + 1
     end
   end
-  redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], unpack(fields))
+  for i = 1, #fields, 2 do
+    record[fields[i]] = nil
+  end
+  for name in pairs(record) do -- what is not kept; a DEL before the HSET would be shorter
+    redis.call('HDEL', KEYS[1], name)
+  end
   redis.call('PEXPIREAT', KEYS[1], forget_at_ms)
   redis.call('ZREM', KEYS[2], id)
 end

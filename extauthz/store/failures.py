@@ -1,30 +1,34 @@
 """What a store's error means and what to do about it, in a sentence for whoever is on call."""
 
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
-    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    TryAgainError,
 )
 
 from extauthz.store.base import StoreUnavailableError
 
-NEEDED_ACL = "~xa1:* +@read +@write +@scripting +@connection +info +config|get +time"
+NEEDED_ACL = "~xa1:* +@read +@write +@scripting +@connection +info +config|get +time +cluster|slots"
 """What the ledger asks of its user, as words for ACL SETUSER."""
 
+# The first that fits counts: some of these classes are children of others.
 _BY_CLASS: dict[type[Exception], str] = {
     BusyLoadingError: "it is still reading its data from disk; wait for it",
-    ReadOnlyError: "it is a replica; store.url has to name the primary",
+    ReadOnlyError: "it is a replica; store.url has to name the primary, or Sentinels that know it",
     MasterDownError: "it is a replica that has lost its primary; store.url has to name the primary",
     OutOfMemoryError: "its memory is full; raise its maxmemory",
     AuthenticationError: "it wants another user or password; see store.url",
     NoPermissionError: f"its ACL forbids what the ledger needs; ACL SETUSER <user> {NEEDED_ACL}",
-    MovedError: "it is a node of a Cluster, which is not built yet; use a standalone store",
-    ClusterDownError: "it is a node of a Cluster, which is not built yet; use a standalone store",
+    TryAgainError: "the org's slot is being moved to another node; wait until it has been",
+    AskError: "it is a node of a Cluster that has no node for the org yet, or store.url lacks "
+    "the redis+cluster://",
+    ClusterDownError: "its Cluster has slots that no node serves; see CLUSTER INFO",
 }
 
 _BY_FIRST_WORD = {
@@ -43,6 +47,7 @@ def unavailable(place: str, error: Exception) -> StoreUnavailableError:
     for kind, known in _BY_CLASS.items():
         if isinstance(error, kind) or isinstance(error.__cause__, kind):
             remedy = known
+            break
     if remedy is None:
         return StoreUnavailableError(f"the store at {place} cannot be used: {text}")
     return StoreUnavailableError(f"the store at {place} cannot be used: {remedy} ({text})")

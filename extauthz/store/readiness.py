@@ -1,5 +1,6 @@
 """Whether a server keeps what it is told: asked before the first request is let through."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from redis.exceptions import ResponseError
 from extauthz.store.base import StoreError
 from extauthz.store.connections import Connections
 from extauthz.store.failures import unavailable
+
+log = logging.getLogger(__name__)
 
 _VERSION_MIN = (7, 0)  # PEXPIRETIME, and script flags
 
@@ -19,6 +22,7 @@ async def check_server(connections: Connections, *, require_durable: bool) -> No
     for reply in await connections.read(("INFO", "server"), ("INFO", "replication")):
         facts |= _facts(place, reply, "INFO", "info")
     _check_kind(place, facts)
+    _advise(place, facts)
     settings = await _settings(connections, durability=require_durable)
     if settings["maxmemory"] != "0":
         _must_be(place, settings, "maxmemory-policy", "noeviction", "it would drop spent amounts")
@@ -38,6 +42,27 @@ def _check_kind(place: str, facts: Mapping[str, str]) -> None:
         raise StoreError(
             f"the store at {place} has the role {facts['role']}: store.url has to name the "
             f"primary, {facts.get('master_host', '?')}:{facts.get('master_port', '?')}"
+        )
+
+
+_advised: set[str] = set()
+
+
+def _advise(place: str, facts: Mapping[str, str]) -> None:
+    """Say once, of each primary with replicas, what bounds the loss of a fail-over.
+
+    It is advice and no error: the setting makes no limit exact, as replication stays asynchronous,
+    and it lets a lost replica stop all writes. Which of both is worse is for its owner to say.
+    """
+    # Servers tell the count of good replicas only where the setting is in force.
+    if int(facts["connected_slaves"]) and "min_slaves_good_slaves" not in facts:
+        if place in _advised:
+            return
+        _advised.add(place)
+        log.warning(
+            "the store at %s has replicas and accepts writes without them: a fail-over can lose "
+            "more than a moment's writes; CONFIG SET min-replicas-to-write 1",
+            place,
         )
 
 

@@ -1,13 +1,11 @@
 """The ledger in Redis or Valkey: each command is one script, so it happens at once or not at all.
 
 The table of `extauthz.ledger` is in `scripts/*.lua`; here commands become arguments and replies
-become answers. What may go wrong on the way is the business of `connections.py`.
+become answers. What may go wrong on the way is the business of `courier.py`, and on which server an
+org is that of its topology.
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-from redis.exceptions import ResponseError
 
 from extauthz.ledger import (
     CLOCK_SKEW_MS_MAX,
@@ -33,12 +31,16 @@ from extauthz.ledger import (
     width_of,
 )
 from extauthz.store import script
-from extauthz.store.base import StoredReservation, check_keys, org_prefix
+from extauthz.store.base import StoredReservation, StoreUnavailableError, check_keys, org_prefix
+from extauthz.store.cluster import ClusterTopology
 from extauthz.store.connections import Connections
-from extauthz.store.failures import unavailable
+from extauthz.store.courier import Courier
 from extauthz.store.override_fields import field_of, overrides_of
 from extauthz.store.readiness import check_server
-from extauthz.store.script import Call
+from extauthz.store.script import Call, Wait
+from extauthz.store.sentinel import SentinelTopology
+from extauthz.store.topology import Standalone, Topology
+from extauthz.store.url import Kind, StoreUrl
 
 COMMAND_TIMEOUT_S = 1.0
 CONNECTIONS_MAX = 32
@@ -50,11 +52,14 @@ _SKEW = (
 
 
 class RedisStore:
-    """A `LedgerStore` on one primary."""
+    """A `LedgerStore` on one primary, on that which Sentinels name, or on a Cluster."""
 
-    def __init__(self, connections: Connections, *, require_durable: bool = True) -> None:
-        self._connections = connections
+    def __init__(
+        self, courier: Courier, *, require_durable: bool = True, wait: Wait | None = None
+    ) -> None:
+        self._courier = courier
         self._require_durable = require_durable
+        self._wait = wait
 
     @classmethod
     def from_url(
@@ -64,24 +69,36 @@ class RedisStore:
         command_timeout_s: float = COMMAND_TIMEOUT_S,
         connections_max: int = CONNECTIONS_MAX,
         require_durable: bool = True,
+        wait_replicas: int = 0,
     ) -> "RedisStore":
-        """A store at redis://, rediss:// or unix://; nothing is connected yet.
+        """A store at a URL as `extauthz.store.url` describes them; nothing is connected yet.
 
         Args:
             url: where it is, with user and password if it wants them.
-            command_timeout_s: for one command, including the wait for a free connection.
-            connections_max: how many commands are under way at once.
+            command_timeout_s: for one command, with all waiting, searching and asking again.
+            connections_max: how many commands are under way at once, on each server.
             require_durable: whether `check_ready` refuses a server that may forget on a crash.
+            wait_replicas: how many replicas must have a reservation before it is granted.
 
         Raises:
-            StoreError: the URL is not one, or of a kind that is not built yet.
+            StoreError: the URL is not one.
         """
-        connections = Connections(url, command_timeout_s=command_timeout_s, size=connections_max)
-        return cls(connections, require_durable=require_durable)
+        topology = _topology(StoreUrl.parse(url), command_timeout_s, connections_max)
+        # Half of the deadline: in time to be told how many replicas there were.
+        wait = Wait(wait_replicas, int(command_timeout_s * 500)) if wait_replicas else None
+        courier = Courier(topology, command_timeout_s=command_timeout_s)
+        return cls(courier, require_durable=require_durable, wait=wait)
+
+    @property
+    def primary_changes(self) -> int:
+        """How often another server was found to be a primary: acknowledged writes may be lost."""
+        return self._courier.topology.primary_changes
 
     async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """See `LedgerStore`."""
-        id_, status, *rest = await self._run(_reserve_call(command))
+        id_, status, *rest = await self._run(_reserve_call(command, self._wait))
+        if self._wait is not None:
+            _check_replicas(self._wait.replicas, id_, status, int(rest.pop()))
         if status == "ended":
             return AlreadyEnded(id_, State(rest[0]))
         if status == "paused":
@@ -113,7 +130,7 @@ class RedisStore:
                 calls.append(_settle_call(command))
             except ValueError as error:
                 refused[at] = error
-        answers = iter(await self._connections.run(calls) if calls else [])
+        answers = iter(await self._courier.run(calls))
         return [
             refused[at] if at in refused else _ending_or_error(next(answers))
             for at in range(len(commands))
@@ -126,6 +143,7 @@ class RedisStore:
             await self._run(
                 Call(
                     script.RELEASE,
+                    command.org,
                     (*_own_keys(command.org, command.id), *command.keys),
                     _end_args(command.id, command.at_ms, command.settle_horizon_ms),
                 )
@@ -138,6 +156,7 @@ class RedisStore:
         _, status = await self._run(
             Call(
                 script.RENEW,
+                command.org,
                 _own_keys(command.org, command.id),
                 (command.id, *times, *map(str, command.observed)),
             )
@@ -151,12 +170,13 @@ class RedisStore:
         calls = [
             Call(
                 script.EXPIRE,
+                org,
                 (*_own_keys(org, id_), *counters),
                 _end_args(id_, at_ms, settle_horizon_ms),
             )
             for id_, counters in await self._due(org, at_ms, count)
         ]
-        replies = [_checked(answer) for answer in await self._connections.run(calls)]
+        replies = [_checked(answer) for answer in await self._courier.run(calls)]
         endings = [
             _ending(reply)
             for reply in replies
@@ -173,6 +193,7 @@ class RedisStore:
         _, applied = await self._run(
             Call(
                 script.OVERRIDE,
+                command.org,
                 (_overrides_key(command.org), f"{prefix}o:{command.id}"),
                 (
                     command.id,
@@ -190,18 +211,19 @@ class RedisStore:
 
     async def overrides(self, org: str, at_ms: int) -> Overrides:
         """See `LedgerStore`."""
-        (flat,) = await self._read(("HGETALL", _overrides_key(org)))
+        (flat,) = await self._courier.read(org, ("HGETALL", _overrides_key(org)))
         return overrides_of(_pairs(flat), at_ms)
 
     async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
         """See `LedgerStore`."""
         check_keys(org, keys)
         widths = [width_of(key) for key in keys]
-        replies = await self._read(
+        replies = await self._courier.read(
+            org,
             *(
                 ("HMGET", key, "spent", "held") if width is None else ("HGETALL", key)
                 for key, width in zip(keys, widths, strict=True)
-            )
+            ),
         )
         return tuple(
             Balance(int(reply[0] or 0), int(reply[1] or 0))
@@ -212,51 +234,60 @@ class RedisStore:
 
     async def open_reservations(self, org: str) -> int:
         """See `LedgerStore`."""
-        (count,) = await self._read(("ZCARD", _leases_key(org)))
+        (count,) = await self._courier.read(org, ("ZCARD", _leases_key(org)))
         return int(count)
 
     async def open_ids(self, org: str) -> list[str]:
         """See `LedgerStore`."""
-        (ids,) = await self._read(("ZRANGE", _leases_key(org), "0", "-1"))
+        (ids,) = await self._courier.read(org, ("ZRANGE", _leases_key(org), "0", "-1"))
         return list(ids)
 
     async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
         """See `LedgerStore`."""
-        records = await self._read(*(("HGETALL", _record_key(org, id_)) for id_ in ids))
+        records = await self._courier.read(
+            org, *(("HGETALL", _record_key(org, id_)) for id_ in ids)
+        )
         return {id_: _stored(record) for id_, record in zip(ids, records, strict=True) if record}
 
     async def check_ready(self) -> None:
         """See `LedgerStore`."""
-        await check_server(self._connections, require_durable=self._require_durable)
+        await self._courier.in_own_task(self._check_ready)
 
     async def close(self) -> None:
         """See `LedgerStore`."""
-        await self._connections.close()
+        await self._courier.close()
+
+    async def _check_ready(self) -> None:
+        for server in await self._courier.topology.primaries():
+            await check_server(server, require_durable=self._require_durable)
 
     async def _due(self, org: str, at_ms: int, count: int) -> list[tuple[str, tuple[str, ...]]]:
         """Reservations whose lease has run out, each with the counters that its record names."""
         leases = ("ZRANGE", _leases_key(org), "-inf", str(at_ms), "BYSCORE", "LIMIT", "0")
-        time, ids = await self._read(("TIME",), (*leases, str(count)))
+        time, ids = await self._courier.read(org, ("TIME",), (*leases, str(count)))
         # The script checks this too, but a slow clock would find nothing due, and nobody notice.
         if abs(int(time[0]) * 1000 + int(time[1]) // 1000 - at_ms) > CLOCK_SKEW_MS_MAX:
             raise ClockSkewError(_SKEW)
-        records = await self._read(*(("HGETALL", _record_key(org, id_)) for id_ in ids))
+        records = await self._courier.read(
+            org, *(("HGETALL", _record_key(org, id_)) for id_ in ids)
+        )
         return [(id_, _counters(record)) for id_, record in zip(ids, records, strict=True)]
 
     async def _run(self, call: Call) -> list[str]:
-        (answer,) = await self._connections.run([call])
+        (answer,) = await self._courier.run([call])
         reply = _checked(answer)
         if isinstance(reply, Exception):
             raise reply
         return reply
 
-    async def _read(self, *commands: tuple[str, ...]) -> list[Any]:
-        """Plain reads, where an error reply to any is an error of the store."""
-        replies = await self._connections.read(*commands) if commands else []
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise unavailable(self._connections.place, reply)
-        return replies
+
+def _topology(url: StoreUrl, command_timeout_s: float, size: int) -> Topology:
+    match url.kind:
+        case Kind.SENTINEL:
+            return SentinelTopology(url, command_timeout_s=command_timeout_s, size=size)
+        case Kind.CLUSTER:
+            return ClusterTopology(url, command_timeout_s=command_timeout_s, size=size)
+    return Standalone(Connections(url.text, command_timeout_s=command_timeout_s, size=size))
 
 
 def _record_key(org: str, id_: str) -> str:
@@ -279,7 +310,7 @@ def _end_args(id_: str, at_ms: int, settle_horizon_ms: int) -> tuple[str, str, s
     return id_, str(at_ms), str(at_ms + settle_horizon_ms)
 
 
-def _reserve_call(command: Reserve) -> Call:
+def _reserve_call(command: Reserve, wait: Wait | None) -> Call:
     check_keys(command.org, [hold.key for hold in command.holds])
     times = (str(command.at_ms), str(command.lease_until_ms))
     args = [command.id, *times, " ".join(command.pausable_as)]
@@ -289,7 +320,18 @@ def _reserve_call(command: Reserve) -> Call:
         args.append(hold.budget_id or "")
     own = (*_own_keys(command.org, command.id), _overrides_key(command.org))
     keys = (*own, *(hold.key for hold in command.holds))
-    return Call(script.RESERVE, keys, tuple(args))
+    return Call(script.RESERVE, command.org, keys, tuple(args), wait)
+
+
+def _check_replicas(wanted: int, id_: str, status: str, acknowledged: int) -> None:
+    """Whoever gets this error releases the reservation, as if there had been no answer."""
+    if status == "held_already":
+        # WAIT looks no further back than to what its own connection wrote.
+        raise StoreUnavailableError(f"{id_}: that replicas have a repeated reserve is not known")
+    if status == "reserved" and acknowledged < wanted:
+        raise StoreUnavailableError(
+            f"{id_}: {acknowledged} of {wanted} replicas (store.wait_replicas) have it in time"
+        )
 
 
 def _settle_call(command: Settle) -> Call:
@@ -299,7 +341,7 @@ def _settle_call(command: Settle) -> Call:
     for charge in command.charges:
         args += [str(charge.cost), str(charge.forget_at_ms)]
     keys = (*_own_keys(command.org, command.id), *(charge.key for charge in command.charges))
-    return Call(script.SETTLE, keys, tuple(args))
+    return Call(script.SETTLE, command.org, keys, tuple(args))
 
 
 def _stored(record: Sequence[str]) -> StoredReservation:

@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
 
+Command = tuple[str, ...]
+
 _SCRIPTS = resources.files("extauthz.store") / "scripts"
 
 
@@ -35,22 +37,36 @@ OVERRIDE = _load("override.lua")
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait in the same round trip until so many replicas have what the script wrote."""
+
+    replicas: int
+    timeout_ms: int
+
+    def command(self) -> Command:
+        """As it stands right behind the script, on the same connection."""
+        return ("WAIT", str(self.replicas), str(self.timeout_ms))
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One script to run; `keys` are all that it touches, `args` begin with the reservation id."""
 
     script: Script
+    org: str
     keys: tuple[str, ...]
     args: tuple[str, ...]
+    wait: Wait | None = None
 
     @property
     def id(self) -> str:
         """What the reply must begin with."""
         return self.args[0]
 
-    def by_hash(self) -> tuple[str, ...]:
+    def by_hash(self) -> Command:
         """The command for a server that has run this script before."""
         return ("EVALSHA", self.script.sha, str(len(self.keys)), *self.keys, *self.args)
 
-    def by_text(self) -> tuple[str, ...]:
+    def by_text(self) -> Command:
         """The command for any server."""
         return ("EVAL", self.script.text, str(len(self.keys)), *self.keys, *self.args)

@@ -1,8 +1,9 @@
-"""The stores that the suites here run against: in memory, Valkey, and Redis if there is one."""
+"""The stores that the suites here run against: in memory, Valkey, Redis, several of them."""
 
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from clusters import Cluster, Sentinels
 from servers import Server, debian_redis
 
 from extauthz.store.base import LedgerStore
@@ -34,14 +35,29 @@ def own_valkey() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(params=["memory", "valkey", "redis"])
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Three nodes for all tests of a worker, which leave them as they were."""
+    with Cluster() as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="session")
+def sentinels() -> Iterator[Sentinels]:
+    """A primary that Sentinels know, for all tests of a worker, which let it live."""
+    with Sentinels() as nodes:
+        yield nodes
+
+
+@pytest.fixture(params=["memory", "valkey", "redis", "cluster", "sentinel"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[LedgerStore]:
     """Every store in turn."""
     if request.param == "memory":
         yield MemoryStore()
         return
-    server = request.getfixturevalue("valkey" if request.param == "valkey" else "redis_7")
-    redis_store = RedisStore.from_url(server.url)
+    fixtures = {"redis": "redis_7", "sentinel": "sentinels"}
+    servers = request.getfixturevalue(fixtures.get(request.param, request.param))
+    redis_store = RedisStore.from_url(servers.url)
     yield redis_store
     await redis_store.close()
 

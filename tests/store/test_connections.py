@@ -205,8 +205,14 @@ async def test_closing_waits_for_commands_under_way_and_refuses_new_ones(
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("redis+sentinel://h:26379/mymaster", "Sentinel is not built yet"),
-        ("redis+cluster://h:6379", "Cluster is not built yet"),
+        ("redis+sentinel://h:26379", "name the primary as its Sentinels do"),
+        ("redis+sentinel://h:26379/ledger/first", "is no database number"),
+        ("redis+sentinel://h:26379/ledger?db=1", "db cannot be set"),
+        ("redis+sentinel://h:26379,:1/ledger", "':1' is not host:port"),
+        ("redis+cluster://h:6379/1", "a Cluster has no databases"),
+        ("redis+cluster://h:six", "'h:six' is not host:port"),
+        ("redis+cluster://h?password=p", "password cannot be set"),
+        ("redis+ring://h", "redis\\+sentinel:// or redis\\+cluster://"),
         ("http://h", "redis://, rediss://, unix://"),
         ("nonsense", "redis://, rediss://, unix://"),
         ("redis://h/first", "is no database number"),

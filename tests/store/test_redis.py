@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from ledger_calls import DAY_MS, STARTS, TABLE, Call, event, is_as_expected, now_ms, tell
-from servers import Server, until
+from ledger_calls import DAY_MS, STARTS, TABLE, Call, event, now_ms, tell
+from servers import Server
 
 from extauthz.ledger import (
     COUNTER_MAX,
@@ -17,8 +17,11 @@ from extauthz.ledger import (
     Reserved,
 )
 from extauthz.store import script
-from extauthz.store.connections import Answer, Connections
+from extauthz.store.base import StoreError
+from extauthz.store.connections import Connections
+from extauthz.store.courier import Courier
 from extauthz.store.redis import RedisStore
+from extauthz.store.topology import Standalone
 
 
 async def test_a_counter_lives_as_long_as_the_longest_that_was_asked_for(
@@ -150,19 +153,20 @@ async def test_a_lost_counter_never_goes_below_zero(
         assert balance.spent >= 0
 
 
-class DeclaredKeysOnly(Connections):
+class DeclaredKeysOnly(Courier):
     """Runs every script as a user who may touch the keys that it declares, and no other."""
 
     def __init__(self, server: Server) -> None:
         self._admin = server.client()
         self._grant("allkeys")
         url = server.url.replace("unix://", "unix://narrow@") + "?password=p"
-        super().__init__(url, command_timeout_s=5, size=1)
+        connections = Connections(url, command_timeout_s=5, size=1)
+        super().__init__(Standalone(connections), command_timeout_s=5)
 
     def _grant(self, *keys: str) -> None:
         self._admin.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">p", "+@all", *keys)
 
-    async def run(self, calls: Sequence[script.Call]) -> list[Answer]:
+    async def run(self, calls: Sequence[script.Call]) -> list[list[str] | StoreError]:
         self._grant(*(f"~{key}" for call in calls for key in call.keys))
         answers = await super().run(calls)
         self._grant("allkeys")
@@ -170,8 +174,7 @@ class DeclaredKeysOnly(Connections):
 
 
 async def test_no_script_touches_a_key_that_it_does_not_declare(own_valkey: Server) -> None:
-    connections = DeclaredKeysOnly(own_valkey)
-    store = RedisStore(connections)
+    store = RedisStore(DeclaredKeysOnly(own_valkey))
     for row in TABLE:
         call = Call()
         await store.reserve(call.sibling().reserve(lease_ms=DAY_MS))
@@ -184,19 +187,3 @@ async def test_no_script_touches_a_key_that_it_does_not_declare(own_valkey: Serv
             Override(change.value, call.org, at_ms, change, target, at_ms + DAY_MS)
         )
     await store.close()
-
-
-async def test_one_command_touches_one_slot_of_a_cluster() -> None:
-    with Server(None, "--cluster-enabled", "yes") as server:
-        client = server.client()
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")))
-        client.close()
-        store = RedisStore.from_url(server.url)
-        for row in TABLE:
-            call = Call()
-            await store.reserve(call.sibling().reserve(lease_ms=DAY_MS))
-            for name in STARTS[row.start]:
-                await tell(store, event(call, name))
-            assert is_as_expected(row, await tell(store, event(call, row.event)))
-        await store.close()

@@ -1,0 +1,185 @@
+"""Brings commands to where their org is, within one deadline, and answers back.
+
+Every delivery runs in a task of its own that nobody cancels but its deadline; a connection that was
+cut off so is closed. A command is sent again only if its first copy was certainly not executed.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
+from typing import Any, TypeVar
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from extauthz.store.base import StoreError, StoreUnavailableError
+from extauthz.store.connections import NotReachedError
+from extauthz.store.conversation import run_reads, run_scripts
+from extauthz.store.failures import unavailable
+from extauthz.store.script import Call, Command
+from extauthz.store.topology import Route, Topology
+
+_T = TypeVar("_T")
+_Q = TypeVar("_Q")
+_PAUSE_S, _PAUSE_S_MAX = 0.01, 0.05
+
+
+_Talk = Callable[[AbstractConnection, str, bool, Mapping[int, _Q], dict[int, Any]], Awaitable[None]]
+"""As in `conversation`: on which connection, where, `asking` or not, the questions, the answers."""
+
+
+class Courier:
+    """Delivers to the servers of one topology."""
+
+    def __init__(self, topology: Topology, *, command_timeout_s: float) -> None:
+        self.topology = topology
+        self._timeout_s = command_timeout_s
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
+
+    async def run(self, calls: Sequence[Call]) -> list[list[str] | StoreError]:
+        """Run scripts: for each its reply, or why there is none to be trusted."""
+        return await self._deliver(run_scripts, calls, [call.org for call in calls])
+
+    async def read(self, org: str, *commands: Command) -> list[Any]:
+        """Run plain commands on an org's keys: all replies, or a `StoreError`."""
+        replies = await self._deliver(run_reads, commands, [org] * len(commands))
+        for reply in replies:
+            if isinstance(reply, StoreError):
+                raise reply
+        return replies
+
+    async def in_own_task(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Cancelling the caller stops the waiting, not the work."""
+        if self._is_closed:
+            raise StoreUnavailableError(
+                f"the store at {self.topology.place} was closed by this process"
+            )
+
+        async def run() -> _T:
+            return await work()
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Refuse new deliveries, wait for those under way, then close the connections."""
+        self._is_closed = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.topology.close()
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even if its caller has left
+
+    async def _deliver(
+        self, talk: _Talk[_Q], questions: Sequence[_Q], orgs: Sequence[str]
+    ) -> list[Any]:
+        answers: dict[int, Any] = {}
+        numbered = dict(enumerate(questions))
+
+        async def work() -> None:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._follow(talk, numbered, orgs, answers)
+            except TimeoutError:
+                return  # what has no answer by now gets none
+
+        if questions:
+            await self.in_own_task(work)
+        return [self._final(answers.get(at)) for at in numbered]
+
+    async def _follow(
+        self,
+        talk: _Talk[_Q],
+        questions: Mapping[int, _Q],
+        orgs: Sequence[str],
+        answers: dict[int, Any],
+    ) -> None:
+        """Ask, and ask again wherever an answer proves that it has to be asked elsewhere."""
+        routes: dict[int, Route] = {}
+        for at in questions:
+            await self._note(routes, answers, at, self.topology.route(orgs[at]))
+        for hop in count():
+            await self._ask(talk, questions, routes, answers)
+            failed = {at: route for at, route in routes.items() if _may_ask_again(answers[at])}
+            routes = {}
+            for at, route in failed.items():
+                again = self.topology.next_route(orgs[at], route, answers[at])
+                await self._note(routes, answers, at, again)
+            if not routes:
+                return
+            await asyncio.sleep(min(hop * _PAUSE_S, _PAUSE_S_MAX))
+
+    async def _note(
+        self,
+        routes: dict[int, Route],
+        answers: dict[int, Any],
+        at: int,
+        found: Awaitable[Route | None],
+    ) -> None:
+        try:
+            route = await found
+        except StoreError as error:
+            answers[at] = error
+            return
+        if route is not None:
+            routes[at] = route
+
+    async def _ask(
+        self,
+        talk: _Talk[_Q],
+        questions: Mapping[int, _Q],
+        routes: Mapping[int, Route],
+        answers: dict[int, Any],
+    ) -> None:
+        """One round trip to each server that has a question."""
+        by_route: dict[Route, dict[int, _Q]] = {}
+        for at, route in routes.items():
+            by_route.setdefault(route, {})[at] = questions[at]
+        if len(by_route) == 1:
+            ((route, asked),) = by_route.items()
+            await self._exchange(talk, route, asked, answers)
+            return
+        async with asyncio.TaskGroup() as group:
+            for route, asked in by_route.items():
+                group.create_task(self._exchange(talk, route, asked, answers))
+
+    async def _exchange(
+        self, talk: _Talk[_Q], route: Route, asked: Mapping[int, _Q], answers: dict[int, Any]
+    ) -> None:
+        place, error = route.connections.place, None
+        for at in asked:
+            answers.pop(at, None)  # what another server said before
+        try:
+            await route.connections.use(
+                lambda connection: talk(connection, place, route.asking, asked, answers)
+            )
+        except asyncio.CancelledError:
+            self.topology.distrust(route.connections)
+            raise
+        except StoreUnavailableError as failure:  # not reached, or its reply was not ours
+            error = failure
+        except (RedisError, OSError) as failure:
+            error = unavailable(place, failure)
+        if error is not None:
+            self.topology.distrust(route.connections)
+            for at in asked:
+                answers.setdefault(at, error)
+
+    def _final(self, answer: Any) -> Any:
+        if answer is None:
+            return StoreUnavailableError(
+                f"the store at {self.topology.place} did not answer within {self._timeout_s:g} s"
+            )
+        if isinstance(answer, RedisError):
+            return unavailable(self.topology.place, answer)
+        return answer
+
+
+def _may_ask_again(answer: Any) -> bool:
+    return isinstance(answer, RedisError | NotReachedError)

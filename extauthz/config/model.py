@@ -38,6 +38,8 @@ from extauthz.config.values import (
 from extauthz.identity import short_name
 from extauthz.policies import MissingUsage, Scope, Unit
 from extauthz.providers import ADAPTERS
+from extauthz.store.base import StoreError
+from extauthz.store.url import StoreUrl
 from extauthz.windows import ROLLING_LENGTHS_MS, Period, Window
 
 _KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
@@ -140,13 +142,14 @@ class StoreBlock(_Block):
     wait_replicas: Annotated[Whole, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _built(self) -> Self:
-        if self.wait_replicas:
-            raise ValueError("wait_replicas: is not built yet, leave it out")
-        if self.url and self.url.partition("://")[0] not in ("redis", "rediss", "unix"):
-            raise ValueError(
-                "url: write redis://, rediss:// or unix:// (Sentinel and Cluster are not built yet)"
-            )
+    def _usable(self) -> Self:
+        if self.wait_replicas and not self.url:
+            raise ValueError("wait_replicas: the embedded store has none, leave it out or set url")
+        if self.url:
+            try:
+                StoreUrl.parse(self.url)
+            except StoreError as error:
+                raise ValueError(str(error).removeprefix("store.")) from error
         return self
 
 

@@ -75,7 +75,9 @@ class Service:
         self._metrics = Metrics()
         self._metrics.reload_successful.set(1)
         clock, room = system_clock, HeldRoom()
-        self._store = RedisStore.from_url(store_url(config))
+        self._store = RedisStore.from_url(
+            store_url(config), wait_replicas=config.store.wait_replicas
+        )
         self._observer = Observer(self._metrics, clock)
         self._abandoned = AbandonQueue(self._store, room, clock)
         self._reader = BodyReader()

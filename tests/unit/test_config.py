@@ -125,9 +125,6 @@ def test_an_upstream_is_a_plain_url(url):
         ("defaults: {comfort_output_tokens: 4096}", "defaults.comfort_output_tokens"),
         ("defaults: {max_share: 0.25}", "defaults.max_share"),
         ("defaults: {failure_mode: allow}", "defaults.failure_mode"),
-        ("store: {wait_replicas: 1}", "store.wait_replicas"),
-        ('store: {url: "redis+cluster://x"}', "store.url"),
-        ('store: {url: "redis+sentinel://x"}', "store.url"),
         ("orgs: {other: {}}", "orgs.other"),
     ],
 )
@@ -338,7 +335,7 @@ def blocks(model: type[BaseModel]) -> set[type[BaseModel]]:
 
 def test_nothing_is_read_that_does_nothing():
     refused = {
-        "wait_replicas", "estimate", "failure_mode", "min_output_tokens", "comfort_output_tokens",
+        "estimate", "failure_mode", "min_output_tokens", "comfort_output_tokens",
         "max_share",
     }  # fmt: skip
     root = Path(extauthz.__file__).parent

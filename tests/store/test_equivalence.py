@@ -62,6 +62,8 @@ class Twins(RuleBasedStateMachine):
 
     server: Server
     budgets = BUDGETS
+    ahead_ms: tuple[int, ...] = (0,)
+    """At which instants from now on the balances are compared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,7 +274,11 @@ class Twins(RuleBasedStateMachine):
         at_ms = self.at_ms()
 
         async def standing(store: MemoryStore | RedisStore) -> Any:
-            balances = await store.balances(self.org, self.keys, at_ms)
+            balances = [
+                balance
+                for ahead_ms in self.ahead_ms
+                for balance in await store.balances(self.org, self.keys, at_ms + ahead_ms)
+            ]
             overrides = await store.overrides(self.org, at_ms)
             return balances, overrides, await store.open_reservations(self.org)
 
@@ -300,6 +306,7 @@ class TwinsInMotion(Twins):
     """The same with a clock that is moved by hand, over the buckets of rolling windows."""
 
     budgets = ("1h", "24h", "day", "in_flight")
+    ahead_ms = (0, *(n * WIDTH_MS for n in (1, 47, 48, 49, 94, 95, 96)))
 
     def __init__(self) -> None:
         self.time = LONG_FROM_NOW_MS
@@ -328,6 +335,34 @@ class TwinsInMotion(Twins):
     def time_passes(self, ms: int, back_ms: int) -> None:
         """And at times a caller comes whose clock is a little behind."""
         self.time += ms - back_ms
+        self.see_what_counts()
+
+    def see_what_counts(self) -> None:
+        """As a reserve sees it: one that never fits."""
+        holds = tuple(Hold(key, 1, 0, self.time + 10_000 * DAY_MS) for key in self.keys)
+        self.both(Reserve("probe", self.org, self.time, self.time, holds))
+
+    @rule(
+        name=NAMES,
+        held=st.integers(0, 10),
+        cost=st.integers(0, 20),
+        late_ms=st.sampled_from([0, WIDTH_MS, 47 * WIDTH_MS, 95 * WIDTH_MS, 96 * WIDTH_MS]),
+        forever_ms=st.just(10_000 * DAY_MS),
+    )
+    def a_lease_runs_out_and_the_cost_is_told_later(
+        self, name: str, held: int, cost: int, late_ms: int, forever_ms: int
+    ) -> None:
+        """Drawn one by one, these steps would hardly ever follow each other."""
+        at_ms, forget_at_ms = self.time, self.time + forever_ms
+        holds = tuple(Hold(key, held, AMOUNT_MAX, forget_at_ms) for key in self.keys[:3])
+        self.both(Reserve(name, self.org, at_ms, at_ms, holds))
+        self.both(Expire(self.org, at_ms, forever_ms, 100))
+        self.time += late_ms
+        charges = tuple(Charge(key, cost, forget_at_ms) for key in self.keys[:3])
+        self.both(Settle(name, self.org, self.time, at_ms, forever_ms, charges))
+        for ms in (94 * WIDTH_MS, WIDTH_MS, WIDTH_MS):
+            self.time += ms
+            self.see_what_counts()
 
 
 SizedRun = Callable[..., None]

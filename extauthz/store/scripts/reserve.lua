@@ -48,8 +48,10 @@ local names = {}
 for _, who in ipairs(pausable) do
   names[#names + 1] = 'pause:' .. who
 end
+local holds = {}
 for i = FIRST_COUNTER, #KEYS do
-  names[#names + 1] = hold_of(i).budget_id
+  holds[i] = hold_of(i)
+  names[#names + 1] = holds[i].budget_id
 end
 local overrides = redis.call('HMGET', KEYS[3], unpack(names))
 
@@ -67,7 +69,7 @@ end
 
 local reply, out_of_range = { id, record and 'held_already' or 'reserved' }, nil
 for i = FIRST_COUNTER, #KEYS do
-  local counter, hold = read_counter(KEYS[i], at_ms), hold_of(i)
+  local counter, hold = read_counter(KEYS[i], at_ms), holds[i]
   local override = overrides[#pausable + i - FIRST_COUNTER + 1]
   local limit = limit_in_force(override, hold.limit, at_ms)
   reply[#reply + 1] = counter.spent_text
@@ -90,7 +92,7 @@ end
 
 local fields = { 'state', 'held' }
 for i = FIRST_COUNTER, #KEYS do
-  local hold, n = hold_of(i), i - FIRST_COUNTER + 1
+  local hold, n = holds[i], i - FIRST_COUNTER + 1
   redis.call('HINCRBY', KEYS[i], 'held', hold.amount)
   remember_until(KEYS[i], hold.forget_at_ms)
   tidy_rolling(KEYS[i], at_ms)

@@ -135,7 +135,7 @@ class AccessLogServicer:
             return None
         return self._open_calls.pop(request_id(entry), None)
 
-    def handler(self) -> "grpc.GenericRpcHandler[Any, Any]":
+    def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
         return grpc.method_handlers_generic_handler(
             SERVICE,

@@ -45,7 +45,7 @@ class CheckServicer:
         self._observer.decided(verdict, time.perf_counter() - started)
         return response
 
-    def handler(self) -> "grpc.GenericRpcHandler[Any, Any]":
+    def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""
         return grpc.method_handlers_generic_handler(
             SERVICE,

@@ -23,7 +23,7 @@ from extauthz.store.base import org_prefix
 from extauthz.store.embedded import valkey_binary, valkey_command
 
 SLOTS = 16384
-DOWN_AFTER_MS = 500
+DOWN_AFTER_MS = 1000
 _PRIMARY_NAME = "ledger"
 
 
@@ -208,6 +208,15 @@ class Sentinels(_Group):
         with contextlib.closing(self.primary.client()) as client:
             client.set("in-sync", 1)  # WAIT is about what its own connection wrote
             return client.wait(1, 100) == 1
+
+    def has_failed_over(self) -> bool:
+        """Ask for a fail-over; it is refused until the replica has been heard of for a while."""
+        try:
+            return bool(self.sentinels[0].ask("SENTINEL", "FAILOVER", _PRIMARY_NAME))
+        except redis.ResponseError as refusal:
+            if "NOGOODSLAVE" in str(refusal):
+                return False
+            raise
 
     def named(self) -> set[int]:
         """The ports that the Sentinels name as the primary's."""

@@ -169,6 +169,11 @@ class Metrics:
             "Reservations that were charged because nothing told how their call ended.",
             registry=self.registry,
         )
+        self.primary_changes = Gauge(
+            "extauthz_store_primary_changes_total",
+            "Times the store's primary was another one: acknowledged writes may have been lost.",
+            registry=self.registry,
+        )
         self.reload_successful = Gauge(
             "extauthz_config_last_reload_successful",
             "1 if the config in force is the one in the file.",

@@ -87,6 +87,7 @@ class Service:
         settler = Settler(self._rules, self._store, room, clock, self._observer)
         self._check = CheckServicer(authorizer, self._observer)
         self._spool = Spool(self._data_dir.spool)
+        self._metrics.primary_changes.set_function(lambda: self._store.primary_changes)
         self._metrics.spool_depth.set_function(lambda: self._spool.depth)
         self._sink = AccessLogServicer(
             settler, authorizer.open_calls, self._abandoned, self._spool, self._observer

@@ -13,10 +13,7 @@ from extauthz.ledger import (
     Applied,
     Balance,
     ClockSkewError,
-    CounterRangeError,
     Ending,
-    HoldsMismatchError,
-    Outcome,
     Override,
     Overrides,
     Paused,
@@ -31,8 +28,27 @@ from extauthz.ledger import (
     width_of,
 )
 from extauthz.store import script
-from extauthz.store.base import StoredReservation, StoreUnavailableError, check_keys, org_prefix
+from extauthz.store.base import StoredReservation, check_keys, org_prefix
 from extauthz.store.cluster import ClusterTopology
+from extauthz.store.codec import (
+    SKEW,
+    check_replicas,
+    checked,
+    counters,
+    end_args,
+    ending,
+    ending_or_error,
+    leases_key,
+    overrides_key,
+    own_keys,
+    pairs,
+    record_key,
+    reserve_call,
+    rolling_balance,
+    settle_call,
+    stored,
+    sum_of,
+)
 from extauthz.store.connections import Connections
 from extauthz.store.courier import Courier
 from extauthz.store.override_fields import field_of, overrides_of
@@ -44,11 +60,6 @@ from extauthz.store.url import Kind, StoreUrl
 
 COMMAND_TIMEOUT_S = 1.0
 CONNECTIONS_MAX = 32
-
-_SKEW = (
-    f"the caller's clock and the store's are more than {CLOCK_SKEW_MS_MAX} ms apart, "
-    "or the command was that long on its way"
-)
 
 
 class RedisStore:
@@ -96,15 +107,15 @@ class RedisStore:
 
     async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """See `LedgerStore`."""
-        id_, status, *rest = await self._run(_reserve_call(command, self._wait))
+        id_, status, *rest = await self._run(reserve_call(command, self._wait))
         if self._wait is not None:
-            _check_replicas(self._wait.replicas, id_, status, int(rest.pop()))
+            check_replicas(self._wait.replicas, id_, status, int(rest.pop()))
         if status == "ended":
             return AlreadyEnded(id_, State(rest[0]))
         if status == "paused":
             return Paused(id_, int(rest[0]) if rest[0] else None)
         before = tuple(
-            Balance(_sum(spent), int(held))
+            Balance(sum_of(spent), int(held))
             for spent, held in zip(rest[::3], rest[1::3], strict=True)
         )
         limits = tuple(map(int, rest[2::3]))
@@ -119,7 +130,7 @@ class RedisStore:
 
     async def settle(self, command: Settle) -> Ending:
         """See `LedgerStore`."""
-        return _ending(await self._run(_settle_call(command)))
+        return ending(await self._run(settle_call(command)))
 
     async def settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
         """See `LedgerStore`."""
@@ -127,25 +138,25 @@ class RedisStore:
         refused: dict[int, Exception] = {}
         for at, command in enumerate(commands):
             try:
-                calls.append(_settle_call(command))
+                calls.append(settle_call(command))
             except ValueError as error:
                 refused[at] = error
         answers = iter(await self._courier.run(calls))
         return [
-            refused[at] if at in refused else _ending_or_error(next(answers))
+            refused[at] if at in refused else ending_or_error(next(answers))
             for at in range(len(commands))
         ]
 
     async def release(self, command: Release) -> Ending:
         """See `LedgerStore`."""
         check_keys(command.org, command.keys)
-        return _ending(
+        return ending(
             await self._run(
                 Call(
                     script.RELEASE,
                     command.org,
-                    (*_own_keys(command.org, command.id), *command.keys),
-                    _end_args(command.id, command.at_ms, command.settle_horizon_ms),
+                    (*own_keys(command.org, command.id), *command.keys),
+                    end_args(command.id, command.at_ms, command.settle_horizon_ms),
                 )
             )
         )
@@ -157,7 +168,7 @@ class RedisStore:
             Call(
                 script.RENEW,
                 command.org,
-                _own_keys(command.org, command.id),
+                own_keys(command.org, command.id),
                 (command.id, *times, *map(str, command.observed)),
             )
         )
@@ -171,14 +182,14 @@ class RedisStore:
             Call(
                 script.EXPIRE,
                 org,
-                (*_own_keys(org, id_), *counters),
-                _end_args(id_, at_ms, settle_horizon_ms),
+                (*own_keys(org, id_), *counters),
+                end_args(id_, at_ms, settle_horizon_ms),
             )
             for id_, counters in await self._due(org, at_ms, count)
         ]
-        replies = [_checked(answer) for answer in await self._courier.run(calls)]
+        replies = [checked(answer) for answer in await self._courier.run(calls)]
         endings = [
-            _ending(reply)
+            ending(reply)
             for reply in replies
             if not isinstance(reply, Exception) and reply[1] != "not_due"
         ]
@@ -194,7 +205,7 @@ class RedisStore:
             Call(
                 script.OVERRIDE,
                 command.org,
-                (_overrides_key(command.org), f"{prefix}o:{command.id}"),
+                (overrides_key(command.org), f"{prefix}o:{command.id}"),
                 (
                     command.id,
                     str(command.at_ms),
@@ -211,8 +222,8 @@ class RedisStore:
 
     async def overrides(self, org: str, at_ms: int) -> Overrides:
         """See `LedgerStore`."""
-        (flat,) = await self._courier.read(org, ("HGETALL", _overrides_key(org)))
-        return overrides_of(_pairs(flat), at_ms)
+        (flat,) = await self._courier.read(org, ("HGETALL", overrides_key(org)))
+        return overrides_of(pairs(flat), at_ms)
 
     async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
         """See `LedgerStore`."""
@@ -228,26 +239,24 @@ class RedisStore:
         return tuple(
             Balance(int(reply[0] or 0), int(reply[1] or 0))
             if width is None
-            else _rolling_balance(_pairs(reply), oldest_bucket(at_ms, width))
+            else rolling_balance(pairs(reply), oldest_bucket(at_ms, width))
             for reply, width in zip(replies, widths, strict=True)
         )
 
     async def open_reservations(self, org: str) -> int:
         """See `LedgerStore`."""
-        (count,) = await self._courier.read(org, ("ZCARD", _leases_key(org)))
+        (count,) = await self._courier.read(org, ("ZCARD", leases_key(org)))
         return int(count)
 
     async def open_ids(self, org: str) -> list[str]:
         """See `LedgerStore`."""
-        (ids,) = await self._courier.read(org, ("ZRANGE", _leases_key(org), "0", "-1"))
+        (ids,) = await self._courier.read(org, ("ZRANGE", leases_key(org), "0", "-1"))
         return list(ids)
 
     async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
         """See `LedgerStore`."""
-        records = await self._courier.read(
-            org, *(("HGETALL", _record_key(org, id_)) for id_ in ids)
-        )
-        return {id_: _stored(record) for id_, record in zip(ids, records, strict=True) if record}
+        records = await self._courier.read(org, *(("HGETALL", record_key(org, id_)) for id_ in ids))
+        return {id_: stored(record) for id_, record in zip(ids, records, strict=True) if record}
 
     async def check_ready(self) -> None:
         """See `LedgerStore`."""
@@ -263,19 +272,17 @@ class RedisStore:
 
     async def _due(self, org: str, at_ms: int, count: int) -> list[tuple[str, tuple[str, ...]]]:
         """Reservations whose lease has run out, each with the counters that its record names."""
-        leases = ("ZRANGE", _leases_key(org), "-inf", str(at_ms), "BYSCORE", "LIMIT", "0")
+        leases = ("ZRANGE", leases_key(org), "-inf", str(at_ms), "BYSCORE", "LIMIT", "0")
         time, ids = await self._courier.read(org, ("TIME",), (*leases, str(count)))
         # The script checks this too, but a slow clock would find nothing due, and nobody notice.
         if abs(int(time[0]) * 1000 + int(time[1]) // 1000 - at_ms) > CLOCK_SKEW_MS_MAX:
-            raise ClockSkewError(_SKEW)
-        records = await self._courier.read(
-            org, *(("HGETALL", _record_key(org, id_)) for id_ in ids)
-        )
-        return [(id_, _counters(record)) for id_, record in zip(ids, records, strict=True)]
+            raise ClockSkewError(SKEW)
+        records = await self._courier.read(org, *(("HGETALL", record_key(org, id_)) for id_ in ids))
+        return [(id_, counters(record)) for id_, record in zip(ids, records, strict=True)]
 
     async def _run(self, call: Call) -> list[str]:
         (answer,) = await self._courier.run([call])
-        reply = _checked(answer)
+        reply = checked(answer)
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -288,110 +295,3 @@ def _topology(url: StoreUrl, command_timeout_s: float, size: int) -> Topology:
         case Kind.CLUSTER:
             return ClusterTopology(url, command_timeout_s=command_timeout_s, size=size)
     return Standalone(Connections(url.text, command_timeout_s=command_timeout_s, size=size))
-
-
-def _record_key(org: str, id_: str) -> str:
-    return f"{org_prefix(org)}r:{id_}"
-
-
-def _leases_key(org: str) -> str:
-    return f"{org_prefix(org)}leases"
-
-
-def _overrides_key(org: str) -> str:
-    return f"{org_prefix(org)}overrides"
-
-
-def _own_keys(org: str, id_: str) -> tuple[str, str]:
-    return _record_key(org, id_), _leases_key(org)
-
-
-def _end_args(id_: str, at_ms: int, settle_horizon_ms: int) -> tuple[str, str, str]:
-    return id_, str(at_ms), str(at_ms + settle_horizon_ms)
-
-
-def _reserve_call(command: Reserve, wait: Wait | None) -> Call:
-    check_keys(command.org, [hold.key for hold in command.holds])
-    times = (str(command.at_ms), str(command.lease_until_ms))
-    args = [command.id, *times, " ".join(command.pausable_as)]
-    for hold in command.holds:
-        enforcing, transient = str(int(hold.enforcing)), str(int(hold.transient))
-        args += [str(hold.amount), str(hold.limit), enforcing, str(hold.forget_at_ms), transient]
-        args.append(hold.budget_id or "")
-    own = (*_own_keys(command.org, command.id), _overrides_key(command.org))
-    keys = (*own, *(hold.key for hold in command.holds))
-    return Call(script.RESERVE, command.org, keys, tuple(args), wait)
-
-
-def _check_replicas(wanted: int, id_: str, status: str, acknowledged: int) -> None:
-    """Whoever gets this error releases the reservation, as if there had been no answer."""
-    if status == "held_already":
-        # WAIT looks no further back than to what its own connection wrote.
-        raise StoreUnavailableError(f"{id_}: that replicas have a repeated reserve is not known")
-    if status == "reserved" and acknowledged < wanted:
-        raise StoreUnavailableError(
-            f"{id_}: {acknowledged} of {wanted} replicas (store.wait_replicas) have it in time"
-        )
-
-
-def _settle_call(command: Settle) -> Call:
-    check_keys(command.org, [charge.key for charge in command.charges])
-    is_young = command.at_ms - command.reserved_at_ms <= command.settle_horizon_ms
-    args = [*_end_args(command.id, command.at_ms, command.settle_horizon_ms), str(int(is_young))]
-    for charge in command.charges:
-        args += [str(charge.cost), str(charge.forget_at_ms)]
-    keys = (*_own_keys(command.org, command.id), *(charge.key for charge in command.charges))
-    return Call(script.SETTLE, command.org, keys, tuple(args))
-
-
-def _stored(record: Sequence[str]) -> StoredReservation:
-    fields = dict(zip(record[::2], record[1::2], strict=True))
-    return StoredReservation(
-        State(fields["state"]),
-        tuple((key, int(fields[f"f{n}"])) for n, key in enumerate(_counters(record), 1)),
-        tuple(map(int, fields.get("charged", "").split())),
-    )
-
-
-def _counters(record: Sequence[str]) -> tuple[str, ...]:
-    """The counters that a record names, in its order (`k1`, `k2`, ...; see prelude.lua)."""
-    fields = _pairs(record)
-    count = sum(name.startswith("k") for name in fields)
-    return tuple(fields[f"k{n}"] for n in range(1, count + 1))
-
-
-def _pairs(flat: Sequence[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _sum(text: str) -> int:
-    return sum(map(int, text.split()))
-
-
-def _rolling_balance(fields: dict[str, str], oldest: int) -> Balance:
-    held = int(fields.pop("held", 0))
-    return Balance(sum(int(n) for bucket, n in fields.items() if int(bucket) >= oldest), held)
-
-
-def _checked(answer: list[str] | Exception) -> list[str] | Exception:
-    """The refusals that every script may answer, as the exceptions of the ledger."""
-    if isinstance(answer, Exception):
-        return answer
-    match answer[1]:
-        case "clock_skew":
-            return ClockSkewError(f"{answer[0]}: {_SKEW}")
-        case "holds_mismatch":
-            return HoldsMismatchError(f"{answer[0]}: the reservation holds other counters")
-        case "counter_range":
-            return CounterRangeError(f"{answer[2]}: stands at 2**62 or beyond")
-    return answer
-
-
-def _ending(reply: Sequence[str]) -> Ending:
-    id_, outcome, charged = reply
-    return Ending(id_, Outcome(outcome), tuple(map(int, charged.split())))
-
-
-def _ending_or_error(answer: list[str] | Exception) -> Ending | Exception:
-    reply = _checked(answer)
-    return reply if isinstance(reply, Exception) else _ending(reply)

@@ -1,0 +1,144 @@
+"""Commands as script calls, and replies as answers: what crosses the wire, and nothing else."""
+
+from collections.abc import Sequence
+
+from extauthz.ledger import (
+    CLOCK_SKEW_MS_MAX,
+    Balance,
+    ClockSkewError,
+    CounterRangeError,
+    Ending,
+    HoldsMismatchError,
+    Outcome,
+    Reserve,
+    Settle,
+    State,
+)
+from extauthz.store import script
+from extauthz.store.base import StoredReservation, StoreUnavailableError, check_keys, org_prefix
+from extauthz.store.script import Call, Wait
+
+SKEW = (
+    f"the caller's clock and the store's are more than {CLOCK_SKEW_MS_MAX} ms apart, "
+    "or the command was that long on its way"
+)
+
+
+def record_key(org: str, id_: str) -> str:
+    """Where a reservation stands."""
+    return f"{org_prefix(org)}r:{id_}"
+
+
+def leases_key(org: str) -> str:
+    """Where an org's leases stand."""
+    return f"{org_prefix(org)}leases"
+
+
+def overrides_key(org: str) -> str:
+    """Where an org's overrides stand."""
+    return f"{org_prefix(org)}overrides"
+
+
+def own_keys(org: str, id_: str) -> tuple[str, str]:
+    """The first two KEYS of every script: the reservation and its org's leases."""
+    return record_key(org, id_), leases_key(org)
+
+
+def end_args(id_: str, at_ms: int, settle_horizon_ms: int) -> tuple[str, str, str]:
+    """The first three ARGV of a script that ends a reservation."""
+    return id_, str(at_ms), str(at_ms + settle_horizon_ms)
+
+
+def reserve_call(command: Reserve, wait: Wait | None) -> Call:
+    """See `scripts/reserve.lua`."""
+    check_keys(command.org, [hold.key for hold in command.holds])
+    times = (str(command.at_ms), str(command.lease_until_ms))
+    args = [command.id, *times, " ".join(command.pausable_as)]
+    for hold in command.holds:
+        enforcing, transient = str(int(hold.enforcing)), str(int(hold.transient))
+        args += [str(hold.amount), str(hold.limit), enforcing, str(hold.forget_at_ms), transient]
+        args.append(hold.budget_id or "")
+    own = (*own_keys(command.org, command.id), overrides_key(command.org))
+    keys = (*own, *(hold.key for hold in command.holds))
+    return Call(script.RESERVE, command.org, keys, tuple(args), wait)
+
+
+def check_replicas(wanted: int, id_: str, status: str, acknowledged: int) -> None:
+    """Whoever gets this error releases the reservation, as if there had been no answer."""
+    if status == "held_already":
+        # WAIT looks no further back than to what its own connection wrote.
+        raise StoreUnavailableError(f"{id_}: that replicas have a repeated reserve is not known")
+    if status == "reserved" and acknowledged < wanted:
+        raise StoreUnavailableError(
+            f"{id_}: {acknowledged} of {wanted} replicas (store.wait_replicas) have it in time"
+        )
+
+
+def settle_call(command: Settle) -> Call:
+    """See `scripts/settle.lua`."""
+    check_keys(command.org, [charge.key for charge in command.charges])
+    is_young = command.at_ms - command.reserved_at_ms <= command.settle_horizon_ms
+    args = [*end_args(command.id, command.at_ms, command.settle_horizon_ms), str(int(is_young))]
+    for charge in command.charges:
+        args += [str(charge.cost), str(charge.forget_at_ms)]
+    keys = (*own_keys(command.org, command.id), *(charge.key for charge in command.charges))
+    return Call(script.SETTLE, command.org, keys, tuple(args))
+
+
+def stored(record: Sequence[str]) -> StoredReservation:
+    """A record's fields as a reservation."""
+    fields = dict(zip(record[::2], record[1::2], strict=True))
+    return StoredReservation(
+        State(fields["state"]),
+        tuple((key, int(fields[f"f{n}"])) for n, key in enumerate(counters(record), 1)),
+        tuple(map(int, fields.get("charged", "").split())),
+    )
+
+
+def counters(record: Sequence[str]) -> tuple[str, ...]:
+    """The counters that a record names, in its order (`k1`, `k2`, ...; see prelude.lua)."""
+    fields = pairs(record)
+    count = sum(name.startswith("k") for name in fields)
+    return tuple(fields[f"k{n}"] for n in range(1, count + 1))
+
+
+def pairs(flat: Sequence[str]) -> dict[str, str]:
+    """A flat list of fields and values as a mapping."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def sum_of(text: str) -> int:
+    """The sum of amounts in a text."""
+    return sum(map(int, text.split()))
+
+
+def rolling_balance(fields: dict[str, str], oldest: int) -> Balance:
+    """The balance of a rolling counter from its fields, buckets before `oldest` left out."""
+    held = int(fields.pop("held", 0))
+    return Balance(sum(int(n) for bucket, n in fields.items() if int(bucket) >= oldest), held)
+
+
+def checked(answer: list[str] | Exception) -> list[str] | Exception:
+    """The refusals that every script may answer, as the exceptions of the ledger."""
+    if isinstance(answer, Exception):
+        return answer
+    match answer[1]:
+        case "clock_skew":
+            return ClockSkewError(f"{answer[0]}: {SKEW}")
+        case "holds_mismatch":
+            return HoldsMismatchError(f"{answer[0]}: the reservation holds other counters")
+        case "counter_range":
+            return CounterRangeError(f"{answer[2]}: stands at 2**62 or beyond")
+    return answer
+
+
+def ending(reply: Sequence[str]) -> Ending:
+    """The answer of a script that ends a reservation."""
+    id_, outcome, charged = reply
+    return Ending(id_, Outcome(outcome), tuple(map(int, charged.split())))
+
+
+def ending_or_error(answer: list[str] | Exception) -> Ending | Exception:
+    """As `ending`, or why there is none."""
+    reply = checked(answer)
+    return reply if isinstance(reply, Exception) else ending(reply)

@@ -28,7 +28,9 @@ class Spool:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
         self._segments = sorted(directory.glob(f"*{_SUFFIX}"))
-        self._depth = sum(len(list(_read(segment))) for segment in self._segments)
+        # What was acknowledged: an append that failed half-way leaves more in its segment.
+        self._counts = {segment: len(list(_read(segment))) for segment in self._segments}
+        self._depth = sum(self._counts.values())
         self._last = int(self._segments[-1].stem) if self._segments else 0
         self._file: int | None = None
         self._written = 0
@@ -48,13 +50,14 @@ class Spool:
         data = b"".join(_HEADER.pack(len(r), zlib.crc32(r)) + r for r in records)
         with self._lock:
             self._append(data)
+            self._counts[self._segments[-1]] += len(records)
             self._depth += len(records)
 
     def _append(self, data: bytes) -> None:
-        if self._file is None or self._written > _SEGMENT_BYTES_MAX:
-            self._open_segment()
-        assert self._file is not None
         try:
+            if self._file is None or self._written > _SEGMENT_BYTES_MAX:
+                self._open_segment()
+            assert self._file is not None
             view = memoryview(data)
             while view:
                 view = view[os.write(self._file, view) :]
@@ -84,7 +87,7 @@ class Spool:
         """Forget the oldest segment: all of it has been taken."""
         with self._lock:
             segment = self._segments.pop(0)
-            self._depth -= len(list(_read(segment)))
+            self._depth -= self._counts.pop(segment)
             segment.unlink()
             self._sync_directory()
 
@@ -100,6 +103,7 @@ class Spool:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._written = 0
         self._segments.append(path)
+        self._counts[path] = 0
         self._sync_directory()  # or the crash could lose the file that holds the synced bytes
 
     def _close_segment(self) -> None:

@@ -1,5 +1,6 @@
 """The queue on disk: what was acknowledged comes back, in order, whatever was cut short."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -100,6 +101,34 @@ def test_after_a_failed_write_the_next_record_can_be_read(
     spool.append([b"after"])
 
     assert b"after" in taken(spool)
+
+
+@pytest.mark.parametrize("failing", [1, 2])  # the directory's fsync, the segment's
+def test_the_depth_counts_what_was_acknowledged_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    spool, fsync, calls = Spool(tmp_path), os.fsync, itertools.count(1)
+
+    def fails_once(descriptor: int) -> None:
+        (_disk_full if next(calls) == failing else fsync)(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fails_once)
+        with pytest.raises(OSError, match="full"):
+            spool.append([b"1", b"2"])
+    assert spool.depth == 0
+
+    spool.append([b"1", b"2"])  # handed over again
+    assert spool.depth == 2
+    assert len(list(tmp_path.iterdir())) == 2, "what follows goes to a segment that is whole"
+    while spool.depth:  # as its reader does: nothing waits behind a depth of 0
+        spool.oldest()
+        spool.drop_oldest()
+    spool.append([b"3", b"4"])
+
+    assert spool.depth == 2
+    assert taken(spool) == [b"3", b"4"]
+    assert spool.depth == 0
 
 
 def _disk_full(_descriptor: int) -> None:

@@ -95,7 +95,9 @@ async def adjusted(store: LedgerStore, policies: Policies, adjustment: Adjustmen
 
 
 def _settled(adjustment: Adjustment, stored: StoredReservation) -> Ending:
-    if adjustment.cost_nanousd in stored.charged:
+    cost = adjustment.cost_nanousd
+    # Calls in flight are charged 0 and a request 1, so 0 or 1 among them is not yet the cost.
+    if cost in stored.charged and (cost > 1 or max(stored.charged) <= 1):
         return Ending(adjustment.id, Outcome.DUPLICATE, stored.charged)
     raise AdjustError(
         f"{adjustment.id}: is settled already, its counters carry {list(stored.charged)} (nano-USD "

@@ -63,6 +63,16 @@ async def test_what_a_lease_charged_is_replaced_by_the_true_cost() -> None:
     assert await spent(store) == [3 * DOLLAR, 500, 1, 0]
 
 
+@pytest.mark.parametrize("cost_nanousd", [0, 1])
+async def test_what_is_charged_in_another_unit_is_not_taken_for_the_cost(cost_nanousd: int) -> None:
+    store = MemoryStore()
+    await reserved(store)
+    await adjusted(store, POLICIES, to(3, 77))
+
+    with pytest.raises(AdjustError, match="is final"):
+        await adjusted(store, POLICIES, Adjustment("call", cost_nanousd, None, "a wrong invoice"))
+
+
 async def test_an_open_call_is_settled_if_its_tokens_are_said_too() -> None:
     store = MemoryStore()
     await reserved(store, lease_ms=900_000)

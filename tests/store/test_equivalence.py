@@ -35,7 +35,6 @@ from extauthz.ledger import (
     bucket_width_ms,
 )
 from extauthz.money import AMOUNT_MAX
-from extauthz.store import script
 from extauthz.store.base import counter_key, rolling_counter_key
 from extauthz.store.memory import MemoryStore
 from extauthz.store.redis import RedisStore
@@ -366,17 +365,6 @@ class TwinsInMotion(Twins):
 
 
 SizedRun = Callable[..., None]
-
-
-@pytest.fixture
-def without_skew_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts that believe every caller's clock: the server's own cannot be moved."""
-    for name in ("RESERVE", "SETTLE", "RELEASE", "RENEW", "EXPIRE", "OVERRIDE"):
-        text = getattr(script, name).text
-        believing = text.replace("CLOCK_SKEW_MS_MAX = 1000", "CLOCK_SKEW_MS_MAX = 1e15")
-        assert believing != text
-        monkeypatch.setattr(script, name, script.Script(believing))
-    monkeypatch.setattr("extauthz.store.redis.CLOCK_SKEW_MS_MAX", 10**15)
 
 
 @pytest.fixture

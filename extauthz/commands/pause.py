@@ -32,11 +32,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 async def _pause(desk: Desk, options: argparse.Namespace) -> None:
     _must_be_known(desk, options.kind, options.name)
     until_ms = until_of(options.until, desk.at_ms)
-    said = await desk.apply(
-        Change.PAUSE, f"{options.kind}:{options.name}", id_=options.id, until_ms=until_ms
-    )
-    end = "until it is resumed" if until_ms is None else f"until {instant(until_ms)}"
-    print(f"{options.kind} {options.name}: a pause {end} {said}")
+    target = f"{options.kind}:{options.name}"
+    said = await desk.apply(Change.PAUSE, target, id_=options.id, until_ms=until_ms)
+    print(f"{options.kind} {options.name}: a pause {_end(until_ms)} {said}")
+    (org,) = desk.policies.orgs
+    pauses = (await desk.store.overrides(org, desk.at_ms)).pauses
+    if (in_force := pauses.get(target, until_ms)) != until_ms:
+        print(f"a longer one was there before and stays in force: {_end(in_force)}")
 
 
 async def _resume(desk: Desk, options: argparse.Namespace) -> None:
@@ -47,6 +49,10 @@ async def _resume(desk: Desk, options: argparse.Namespace) -> None:
         _must_be_known(desk, options.kind, options.name)
     said = await desk.apply(Change.RESUME, target, id_=options.id)
     print(f"{options.kind} {options.name}: the end of its pause {said}")
+
+
+def _end(until_ms: int | None) -> str:
+    return "until it is resumed" if until_ms is None else f"until {instant(until_ms)}"
 
 
 def _must_be_known(desk: Desk, kind: str, name: str) -> None:

@@ -5,7 +5,8 @@ next one, for every process on the store. An override is applied once: its id is
 what it said, and a repeat of it changes nothing.
 
 Precedence: a limit set here replaces that of the config file while it holds (until its end, or
-until it is unset); top-ups that hold are added to either. The sum is at most `AMOUNT_MAX`.
+until it is unset); top-ups that hold are added to either. The sum is at most `AMOUNT_MAX`. Of two
+pauses of one target the longer one holds, in whatever order they come, until it is resumed.
 """
 
 import re
@@ -169,9 +170,9 @@ class OverrideBook:
             return Applied.DUPLICATE if same else Applied.CONFLICT
         self.ids[command.id] = (command.content, command.forget_at_ms)
         if command.is_pausing:
-            self.pauses.pop(command.target, None)
-            if command.change is Change.PAUSE:
-                self.pauses[command.target] = command.until_ms
+            before = self.pauses.pop(command.target, command.until_ms)
+            if command.change is Change.PAUSE:  # only a resume lets anybody in earlier
+                self.pauses[command.target] = lasts_longest([before, command.until_ms])
             return Applied.APPLIED
         old = self.budgets.pop(command.target, BudgetOverride())
         old = old.at(command.at_ms) or BudgetOverride()

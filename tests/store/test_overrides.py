@@ -90,6 +90,18 @@ async def test_a_pause_holds_until_it_is_resumed_and_changes_nothing(
     assert isinstance(await store.reserve(asking(call)), Reserved)
 
 
+@pytest.mark.parametrize("earlier", [True, False])
+async def test_a_shorter_pause_does_not_end_a_longer_one(store: LedgerStore, earlier: bool) -> None:
+    call, until_ms = Call(), now_ms() + DAY_MS if earlier else None
+    await store.override(change(call, Change.PAUSE, "agent:bot", until_ms=until_ms))
+    soon_ms = now_ms() + DAY_MS // 2
+    await store.override(change(call, Change.PAUSE, "agent:bot", until_ms=soon_ms))
+    assert await store.reserve(asking(call)) == Paused(call.id, until_ms)
+    await store.override(change(call, Change.RESUME, "agent:bot"))
+    await store.override(change(call, Change.PAUSE, "agent:bot", until_ms=soon_ms))
+    assert await store.reserve(asking(call)) == Paused(call.id, soon_ms)
+
+
 async def test_the_longest_of_two_pauses_is_told(store: LedgerStore) -> None:
     call, until_ms = Call(), now_ms() + DAY_MS
     for who, end_ms in (("agent:bot", until_ms), ("team:crew", until_ms - 1)):

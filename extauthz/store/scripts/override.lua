@@ -22,9 +22,13 @@ if said_before then
 end
 redis.call('SET', KEYS[2], content, 'PXAT', forget_at_ms)
 
+local text = redis.call('HGET', KEYS[1], field)
+if change == 'pause' and text then
+  until_ms = later_end(until_ms, string.sub(text, 2)) -- only a resume lets anybody in earlier
+end
 -- The words that are kept beside the new one, which comes last, or first if it sets the limit.
 local words = {}
-for _, part in ipairs(parts_in_force(redis.call('HGET', KEYS[1], field), at_ms)) do
+for _, part in ipairs(parts_in_force(text, at_ms)) do
   if part.sign == '=' and change == 'set' then
     part = nil -- replaced
   elseif part.sign == '+' and change == 'top-up' and part.until_ms == until_ms then

@@ -227,6 +227,13 @@ local function is_before(at_ms, until_ms)
   return until_ms == '' or tonumber(at_ms) < tonumber(until_ms)
 end
 
+local function later_end(one, other)
+  if one == '' or other == '' then
+    return ''
+  end
+  return tonumber(one) > tonumber(other) and one or other
+end
+
 -- The words of a budget's override that hold: each {sign, amount, until_ms}.
 local function parts_in_force(text, at_ms)
   local parts = {}

@@ -58,9 +58,8 @@ local overrides = redis.call('HMGET', KEYS[3], unpack(names))
 local paused_until
 for n = 1, #pausable do
   local until_ms = overrides[n] and string.sub(overrides[n], 2)
-  if until_ms and is_before(at_ms, until_ms) and paused_until ~= '' then
-    local is_longer = until_ms == '' or tonumber(until_ms) > tonumber(paused_until or '0')
-    paused_until = is_longer and until_ms or paused_until
+  if until_ms and is_before(at_ms, until_ms) then
+    paused_until = later_end(until_ms, paused_until or until_ms)
   end
 end
 if paused_until and not record then

@@ -56,6 +56,7 @@ from extauthz.windows import Period, Window
 AGENTS, TEAMS, AT_ONCE = 50, 5, 24
 MINUTE_MS = 60_000
 HOUR_MS, DAY_MS, WEEK_MS = 60 * MINUTE_MS, 1440 * MINUTE_MS, 7 * 1440 * MINUTE_MS
+LENGTHS_MS = {"hour": HOUR_MS, "day": DAY_MS, "week": WEEK_MS}
 LEASE_MS, HORIZON_MS = 15 * MINUTE_MS, 2 * HOUR_MS
 THURSDAY_MS = 4 * DAY_MS
 """How long before the first Monday the epoch began."""
@@ -64,28 +65,37 @@ START_MS = 4_000_000_000_000 // WEEK_MS * WEEK_MS + THURSDAY_MS - 2 * HOUR_MS
 """Late on a Sunday, so far from now that the server, by its own clock, forgets nothing."""
 
 PRICE = Decimal("7.3137")
-TOKENS_MAX = 1000
+TOKENS = range(100, 1001, 100)
+"""All amounts are multiples of one, so that calls often come to the very edge of a limit."""
 
 Bucket = tuple[str, str, int]
 """whose, how long, and since when"""
 
 LIMITS = {
-    ("agent", "hour"): 9_000_001,
-    ("agent", "day"): 50_000_003,
-    ("agent", "week"): 90_000_007,
-    ("team", "hour"): 44_000_011,
-    ("team", "day"): 400_000_013,
-    ("team", "week"): 870_000_017,
-    ("org", "hour"): 130_000_019,
-    ("org", "day"): 1_900_000_023,
-    ("org", "week"): 4_300_000_029,
+    ("agent", "hour"): 12,
+    ("agent", "day"): 68,
+    ("agent", "week"): 123,
+    ("team", "hour"): 60,
+    ("team", "day"): 547,
+    ("team", "week"): 1190,
+    ("org", "hour"): 178,
+    ("org", "day"): 2598,
+    ("org", "week"): 5880,
 }
-"""In nano-USD, such that each stands in the way of some calls where one a minute comes."""
+"""In hundreds of tokens: each stands in the way of some calls where one a minute comes."""
 
 
 def cost_of(tokens: int) -> int:
-    """7.3137 USD a million tokens are 7313.7 nano-USD each, rounded up once."""
-    return -(-tokens * 73_137 // 10)
+    """7.3137 USD a million tokens are 731,370 nano-USD a hundred."""
+    return tokens // 100 * 731_370
+
+
+def limits_at(calls_a_minute: int) -> dict[tuple[str, str], int]:
+    """Those of hours can be spent to the last nano-USD; the others are one short of that."""
+    return {
+        (whose, period): cost_of(100) * hundreds * calls_a_minute - (period != "hour")
+        for (whose, period), hundreds in LIMITS.items()
+    }
 
 
 def buckets_of(agent: int, at_ms: int) -> tuple[Bucket, ...]:
@@ -98,7 +108,7 @@ def buckets_of(agent: int, at_ms: int) -> tuple[Bucket, ...]:
     return tuple((owner, period, start) for owner in owners for period, start in starts.items())
 
 
-def rules_of(org: str, limits: Mapping[tuple[str, str], int]) -> Rules:
+def rules_of(org: str, limits: Mapping[tuple[str, str], int], stream_ms_max: int) -> Rules:
     def budgets(scope: Scope, name: str) -> tuple[Budget, ...]:
         return tuple(
             Budget(org, scope, name, Window(period), Unit.USD, limits[scope.value, period.value])
@@ -124,7 +134,7 @@ def rules_of(org: str, limits: Mapping[tuple[str, str], int]) -> Rules:
         budgets=tuple({b.id: b for agent in agents for b in agent.budgets}.values()),
         lease_ms=LEASE_MS,
         settle_horizon_ms=HORIZON_MS,
-        stream_ms_max=8 * WEEK_MS,  # all counters are there in the end to be looked at
+        stream_ms_max=stream_ms_max,
         orgs=(org,),
     )
     return Rules(policies, PriceBook([OwnPrice("openai", "small", Decimal(0), PRICE)]))
@@ -353,6 +363,8 @@ class Traffic:
     org: str
     calls: int
     mean_step_ms: int
+    stream_ms_max: int = 8 * WEEK_MS
+    """So long is a counter remembered at least: to be looked at in the end."""
 
     def __post_init__(self) -> None:
         self.clock = Clock()
@@ -362,9 +374,8 @@ class Traffic:
         self.numbers = itertools.count()
         self.later: list[tuple[int, int, CallRecord, int, str]] = []
         self.looking = asyncio.Lock()
-        often = MINUTE_MS // self.mean_step_ms
-        self.limits = {which: limit * often for which, limit in LIMITS.items()}
-        rules, room = rules_of(self.org, self.limits), HeldRoom()
+        self.limits = limits_at(MINUTE_MS // self.mean_step_ms)
+        rules, room = rules_of(self.org, self.limits, self.stream_ms_max), HeldRoom()
         everything: Any = self.witness
         self.abandoner = AbandonQueue(everything, room, self.clock)
         self.settler = Settler(rules, everything, room, self.clock, self)
@@ -406,7 +417,7 @@ class Traffic:
                 await self._end(rng, record, asked)
 
     async def _ask(self, rng: Random) -> tuple[CallRecord | None, Asked]:
-        asked = Asked(rng.randrange(AGENTS), rng.randint(1, TOKENS_MAX))
+        asked = Asked(rng.randrange(AGENTS), rng.choice(TOKENS))
         ASKED.set(asked)
         headers = {"authorization": f"Bearer xa_a{asked.agent}"}
         deciding = asyncio.create_task(
@@ -422,14 +433,14 @@ class Traffic:
             return None, asked  # the authorizer has abandoned what it had sent
 
     async def _end(self, rng: Random, record: CallRecord, asked: Asked) -> None:
-        used = rng.randint(0, asked.tokens)
+        used = rng.randrange(0, asked.tokens + 1, 100)
         for _ in range(rng.randrange(4)):
             await asyncio.sleep(0)  # others come first
         match rng.randrange(12):
             case 0 | 1:
                 await self._settle(record, used)
             case 2:
-                await self._settle(record, asked.tokens + rng.randint(1, TOKENS_MAX))
+                await self._settle(record, asked.tokens + rng.choice(TOKENS))
             case 3:
                 await self._settle(record, None)
             case 4:
@@ -442,7 +453,7 @@ class Traffic:
                 self._plan(record, used, "settle", LEASE_MS + rng.randrange(HOUR_MS))
             case 8:
                 await self._settle(record, used)
-                again = used if rng.random() < 0.5 else used + 1
+                again = used if rng.random() < 0.5 else used + 100
                 self._plan(record, again, "settle", rng.randrange(HOUR_MS))
             case 9:
                 await self._enter(record, status=429)
@@ -452,7 +463,7 @@ class Traffic:
                     await self._enter(record, status=429)
             case 10:
                 for minutes in range(10, rng.choice((20, 40, 60)), 10):
-                    self._plan(record, asked.tokens + minutes, "renew", minutes * MINUTE_MS)
+                    self._plan(record, asked.tokens + minutes * 10, "renew", minutes * MINUTE_MS)
                 if rng.random() < 0.5:
                     self._plan(record, asked.tokens, "settle", HOUR_MS)
             case 11:
@@ -528,6 +539,7 @@ class Traffic:
         keys = {
             counter_key(self.org, f"{owner}/{period}/usd", start): sums[owner, period, start]
             for owner, period, start in sums
+            if start + LENGTHS_MS[period] + self.stream_ms_max > self.clock.now
         }
         stands = await self.store.balances(self.org, list(keys), self.clock.now)
         assert dict(zip(keys, stands, strict=True)) == {k: Balance(n, 0) for k, n in keys.items()}
@@ -587,7 +599,9 @@ async def test_in_memory_random_calls_pass_no_limit_and_their_endings_add_up(
 ):
     # The clock may move between a command and its turn.
     monkeypatch.setattr("extauthz.store.memory.CLOCK_SKEW_MS_MAX", 10**15)
-    traffic = Traffic(MemoryStore(lambda: traffic.clock.now), "acme", calls, mean_step_ms)
+    # It looks at all that it remembers with every command: the hours are forgotten, the days stay.
+    store = MemoryStore(lambda: traffic.clock.now)
+    traffic = Traffic(store, "acme", calls, mean_step_ms, stream_ms_max=DAY_MS)
     await traffic.run()
     must_be_varied(await traffic.check(traffic.witness.steps), calls)
 

@@ -98,7 +98,22 @@ class AccessLogServicer:
             if call is not None:
                 calls.append(call)
                 entry_of[id(call)] = data
-        return [entry_of[id(call)] for call in await self._settler.settle(calls)]
+        try:
+            left = await self._settler.settle(calls)
+        except Exception:
+            log.exception("some entries cannot be settled together: now each for itself")
+            left = [call for call in calls if await self._is_left(call)]
+        return [entry_of[id(call)] for call in left]
+
+    async def _is_left(self, call: CompletedCall) -> bool:
+        """Whether the store did not take it; one that cannot be settled at all is given up."""
+        try:
+            return bool(await self._settler.settle([call]))
+        except Exception:
+            # In the spool it would keep all behind it from being settled, for ever.
+            log.exception("%s cannot be settled", call.record.reservation_id)
+            self._observer.unreadable_entry()
+            return False
 
     async def replay(self) -> None:
         """Settle for ever what the spool holds, oldest first."""

@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PROTOS := $(wildcard protos/extauthz/pb/*.proto)
-PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
+# Tests kill and freeze real processes, and a crowded machine can outrun their patience: a failure is
+# tried once more, and the summary counts it as "rerun". What fails twice has failed.
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --reruns 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-full check format protos envoy-yaml clean

@@ -4,6 +4,7 @@ Everything listens on free loopback ports and in a short directory of its own, s
 side by side; leaving the context stops every process.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -45,6 +46,15 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started; its threads come and go meanwhile."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            children += map(int, (task / "children").read_text().split())
+    return children
 
 
 def key_of(agent: str) -> str:
@@ -141,10 +151,10 @@ class Sidecar:
     def pid_of(self, name: str) -> int:
         """The process of a child: `store`, `service` or `envoy`."""
         sign = {"store": "valkey-server", "service": "\0serve\0", "envoy": "envoy.yaml"}[name]
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            for pid in (task / "children").read_text().split():
+        for pid in children_of(self.process.pid):
+            with contextlib.suppress(FileNotFoundError):
                 if sign in Path(f"/proc/{pid}/cmdline").read_text():
-                    return int(pid)
+                    return pid
         raise ProcessLookupError(name)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from calls import CHAT, GPT, MESSAGES, Answer, chat, post, received
-from sidecar import Sidecar, agent, running_sidecar
+from sidecar import Sidecar, agent, children_of, running_sidecar
 
 MB = 1_000_000
 ATTACKERS = 2
@@ -60,11 +60,6 @@ def peak_mb(pid: int) -> int:
     """The most memory a process has ever had; 0 for one that has just ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return sum(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM:"))
-
-
-def children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 @pytest.mark.parametrize("what", CONTRIVED)

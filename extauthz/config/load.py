@@ -106,11 +106,45 @@ def parse(text: str, *, source: str, base: Path) -> Config:
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(source, [_line(detail) for detail in error.errors()]) from error
+        errors = [_line(detail) for detail in error.errors()]
+        errors += _contradictions_beside(data, error)
+        raise ConfigError(source, errors) from error
     errors = list(_contradictions(config))
     if errors:
         raise ConfigError(source, errors)
     return config.model_copy(update={"data_dir": (base / config.data_dir).resolve()})
+
+
+_NAMED = {
+    "agents": {},
+    "teams": {},
+    "orgs": {},
+    "models": {},
+    "providers": {"api": "openai", "upstream": "http://in.its.place"},
+}
+"""Blocks of named entries, each with an entry that is right for whatever name."""
+
+
+def _contradictions_beside(data: dict[str, Any], error: ValidationError) -> list[str]:
+    """What contradicts itself among the entries that are right: all errors are told at once.
+
+    An entry that is wrong is replaced by an empty one of its name, so that what refers to it finds
+    it; a setting that is wrong is left out.
+    """
+    sound = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
+    for detail in error.errors():
+        block, *path = detail["loc"]
+        entries = sound.get(str(block))
+        if not path or not isinstance(entries, dict):
+            sound.pop(str(block), None)
+        elif block in _NAMED and path[-1] != "[key]":
+            entries[path[0]] = _NAMED[str(block)]
+        else:
+            entries.pop(path[0], None)
+    try:
+        return list(_contradictions(Config.model_validate(sound)))
+    except ValidationError:
+        return []
 
 
 def _contradictions(config: Config) -> Iterator[str]:

@@ -196,6 +196,18 @@ def event(call: Call, name: str) -> Command:
     }[name]()
 
 
+async def brought_to(store: LedgerStore, start: str) -> Call:
+    """A call that stands where a row starts, on counters that other calls have used."""
+    call = Call()
+    await store.reserve(call.sibling().reserve(2000, lease_ms=DAY_MS))
+    other = call.sibling()
+    await store.reserve(other.reserve(2000, lease_ms=DAY_MS))
+    await store.settle(other.settle(5000))
+    for name in STARTS[start]:
+        await tell(store, event(call, name))
+    return call
+
+
 HELD, SETTLED, RELEASED, EXPIRED = State.HELD, State.SETTLED, State.RELEASED, State.EXPIRED
 TABLE = [
     Row("unknown", "reserve", HELD, Reserved, held=1000),

@@ -4,6 +4,7 @@ Everything listens on free loopback ports and in a short directory of its own, s
 side by side; leaving the context stops every process.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -27,8 +28,12 @@ import openai
 import yaml
 from servers import until
 
+from extauthz.config import load
 from extauthz.identity import hash_key
+from extauthz.ledger import Row
 from extauthz.sandbox import Sandbox, start_sandbox
+from extauthz.server.serve import store_url
+from extauthz.store.redis import RedisStore
 
 CREDENTIALS = {
     "SANDBOX_OPENAI_CREDENTIAL": "sk-sandbox-openai-credential",
@@ -208,6 +213,19 @@ class Sidecar:
             if (budget["scope"], budget["name"], budget["window"]) == ("agent", agent_name, window):
                 return nanousd(budget["spent"]), nanousd(budget["held"])
         raise LookupError(agent_name)
+
+    def rows(self, org: str = "default") -> list[Row]:
+        """The org's books, as far as they still stand in the store."""
+        config = load(self.config_path)
+
+        async def read() -> list[Row]:
+            store = RedisStore.from_url(store_url(config))
+            try:
+                return await store.rows(org, 0, 1_000_000)
+            finally:
+                await store.close()
+
+        return asyncio.run(read())
 
     def until_settled(self, seconds: float = 20) -> None:
         """Wait until no reservation is open."""

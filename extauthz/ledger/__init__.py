@@ -44,6 +44,7 @@ What is spent on a counter is one number in a calendar window, buckets in a roll
 `store/scripts/*.lua` are the same table for Redis; one conformance suite holds them together.
 """
 
+from extauthz.ledger.books import Books
 from extauthz.ledger.commands import (
     CLOCK_SKEW_MS_MAX,
     COUNTER_MAX,
@@ -76,7 +77,9 @@ from extauthz.ledger.overrides import (
     Part,
 )
 from extauthz.ledger.rolling import bucket_width_ms, oldest_bucket, width_of
+from extauthz.ledger.rows import Posting, Row, RowOutcome, counter_name
 from extauthz.ledger.state_machine import Ledger
+from extauthz.ledger.tally import RowGapError, Tally
 
 __all__ = [
     "CLOCK_SKEW_MS_MAX",
@@ -84,6 +87,7 @@ __all__ = [
     "AlreadyEnded",
     "Applied",
     "Balance",
+    "Books",
     "BudgetOverride",
     "Change",
     "Charge",
@@ -98,14 +102,20 @@ __all__ = [
     "Overrides",
     "Part",
     "Paused",
+    "Posting",
     "Refused",
     "Release",
     "Renew",
     "Reserve",
     "Reserved",
+    "Row",
+    "RowGapError",
+    "RowOutcome",
     "Settle",
     "State",
+    "Tally",
     "bucket_width_ms",
+    "counter_name",
     "fits",
     "fits_all",
     "oldest_bucket",

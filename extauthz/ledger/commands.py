@@ -78,6 +78,8 @@ class Reserve:
 
     Attributes:
         pausable_as: whose pause refuses it, `agent:NAME` and `team:NAME`.
+        estimate_nanousd: the most it can cost, whatever its counters count.
+        particulars: who asks for what, for the books; the ledger never reads it.
     """
 
     id: str
@@ -86,10 +88,13 @@ class Reserve:
     lease_until_ms: int
     holds: tuple[Hold, ...]
     pausable_as: tuple[str, ...] = ()
+    estimate_nanousd: int = 0
+    particulars: str = ""
 
     def __post_init__(self) -> None:
         if not self.holds:
             raise ValueError(f"{self.id}: a reservation that holds nothing limits nothing")
+        _in_range(self.id, self.estimate_nanousd)
         _no_key_twice(self.id, [hold.key for hold in self.holds])
         for hold in self.holds:
             # A counter that is forgotten at once would grant its limit again and again.
@@ -115,7 +120,10 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """End a reservation with its cost. `reserved_at_ms` decides whether a lost one is recovered."""
+    """End a reservation with its cost. `reserved_at_ms` decides whether a lost one is recovered.
+
+    Without `particulars`, the books have those of the reservation.
+    """
 
     id: str
     org: str
@@ -123,14 +131,20 @@ class Settle:
     reserved_at_ms: int
     settle_horizon_ms: int
     charges: tuple[Charge, ...]
+    cost_nanousd: int = 0
+    particulars: str = ""
 
     def __post_init__(self) -> None:
+        _in_range(self.id, self.cost_nanousd)
         _no_key_twice(self.id, [charge.key for charge in self.charges])
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """End a reservation for free: nothing was billed (or the call never left: abandon)."""
+    """End a reservation for free: nothing was billed, or (`abandoned`) the call never left.
+
+    Without `particulars`, the books have those of the reservation.
+    """
 
     id: str
     org: str
@@ -138,6 +152,8 @@ class Release:
     settle_horizon_ms: int
     keys: tuple[str, ...]
     """The reservation's counters, in its order."""
+    abandoned: bool = False
+    particulars: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +165,10 @@ class Renew:
     at_ms: int
     lease_until_ms: int
     observed: tuple[int, ...] = ()
+    observed_nanousd: int = 0
 
     def __post_init__(self) -> None:
+        _in_range(self.id, self.observed_nanousd)
         if not all(0 <= amount <= AMOUNT_MAX for amount in self.observed):
             raise ValueError(f"{self.id}: an observed cost is not within 0 and {AMOUNT_MAX}")
 
@@ -213,6 +231,11 @@ class HoldsMismatchError(Exception):
 
 class CounterRangeError(Exception):
     """A counter stands at `COUNTER_MAX` or beyond: nothing was changed."""
+
+
+def _in_range(id_: str, nanousd: int) -> None:
+    if not 0 <= nanousd <= AMOUNT_MAX:
+        raise ValueError(f"{id_}: a cost is not within 0 and {AMOUNT_MAX}")
 
 
 def _no_key_twice(id_: str, keys: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ until it is unset); top-ups that hold are added to either. The sum is at most `A
 pauses of one target the longer one holds, in whatever order they come, until it is resumed.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,7 @@ class Override:
         amount: the limit, or what is added to it, in the budget's unit.
         until_ms: when it ends by itself.
         forget_at_ms: when the id may be forgotten.
+        note: who changed it and why, for the books.
     """
 
     id: str
@@ -118,6 +120,7 @@ class Override:
     forget_at_ms: int
     amount: int = 0
     until_ms: int | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -141,6 +144,18 @@ class Override:
         if self.change in (Change.SET, Change.PAUSE):
             words.append("" if self.until_ms is None else str(self.until_ms))
         return " ".join(words)
+
+    @property
+    def particulars(self) -> str:
+        """What the books say of it: one JSON object."""
+        words: dict[str, str] = {"change": self.change.value, "target": self.target}
+        if self.change in (Change.SET, Change.TOP_UP):
+            words["amount"] = str(self.amount)
+        if self.until_ms is not None:
+            words["until_ms"] = str(self.until_ms)
+        if self.note:
+            words["note"] = self.note
+        return json.dumps(words, separators=(",", ":"))
 
 
 def is_before(at_ms: int, until_ms: int | None) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from extauthz.ledger.books import Books
 from extauthz.ledger.commands import (
     COUNTER_MAX,
     AlreadyEnded,
@@ -22,34 +23,10 @@ from extauthz.ledger.commands import (
     State,
     fits_all,
 )
+from extauthz.ledger.counter import Counter
 from extauthz.ledger.overrides import Applied, Override, OverrideBook, lasts_longest
-from extauthz.ledger.rolling import bucket_at, oldest_bucket, width_of, window_end_ms
-
-
-@dataclass(slots=True)
-class _Counter:
-    forget_at_ms: int
-    spent: int = 0
-    """stays 0 in a rolling window"""
-    held: int = 0
-    buckets: dict[int, int] = field(default_factory=dict)
-    """what is spent in a rolling window"""
-
-    def balance(self, width_ms: int | None, at_ms: int) -> Balance:
-        if width_ms is None:
-            return Balance(self.spent, self.held)
-        oldest = oldest_bucket(at_ms, width_ms)
-        return Balance(sum(n for at, n in self.buckets.items() if at >= oldest), self.held)
-
-    def correct(self, width_ms: int, at_ms: int, charged_at_ms: int, change: int) -> None:
-        """Change the bucket that was charged, as long as it counts (see rolling.py)."""
-        now, oldest = bucket_at(at_ms, width_ms), oldest_bucket(at_ms, width_ms)
-        bucket = bucket_at(charged_at_ms, width_ms)
-        if bucket < oldest:
-            bucket, change = now, max(0, change)
-        if change:
-            self.buckets[bucket] = max(0, self.buckets.get(bucket, 0) + change)
-        self.buckets = {at: n for at, n in self.buckets.items() if at >= oldest}
+from extauthz.ledger.rolling import width_of
+from extauthz.ledger.rows import Posting, RowOutcome, counter_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +41,16 @@ class _Move:
     unspend: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Expiry:
+    """A lease that ran out, as the command that it is."""
+
+    id: str
+    at_ms: int
+    settle_horizon_ms: int
+    particulars: str = ""
+
+
 @dataclass(slots=True)
 class _Reservation:
     """What is remembered of a reservation: for good while it is held, then for the horizon."""
@@ -74,6 +61,10 @@ class _Reservation:
     lease_until_ms: int = 0
     observed: tuple[int, ...] = ()
     charged: tuple[int, ...] = ()
+    cost_nanousd: int = 0
+    """the most it can cost while it is held, then what it was charged"""
+    observed_nanousd: int = 0
+    particulars: str = ""
     charged_at_ms: int | None = None
     """when its lease ran out: which bucket of a rolling window a late settlement corrects"""
     forget_at_ms: int | None = None
@@ -87,9 +78,10 @@ class _Reservation:
 class Ledger:
     """One org's ledger over plain dictionaries: not thread-safe; commands say when it is."""
 
-    counters: dict[str, _Counter] = field(default_factory=dict)
+    counters: dict[str, Counter] = field(default_factory=dict)
     reservations: dict[str, _Reservation] = field(default_factory=dict)
     book: OverrideBook = field(default_factory=OverrideBook)
+    books: Books = field(default_factory=Books)
 
     def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """Hold every amount, or nothing."""
@@ -117,7 +109,13 @@ class Ledger:
         self._move(moves, command.at_ms)
         nothing = tuple(0 for _ in command.holds)
         self.reservations[command.id] = _Reservation(
-            State.HELD, command.holds, command.lease_until_ms, observed=nothing, charged=nothing
+            State.HELD,
+            command.holds,
+            command.lease_until_ms,
+            observed=nothing,
+            charged=nothing,
+            cost_nanousd=command.estimate_nanousd,
+            particulars=command.particulars,
         )
         return Reserved(command.id, self.balances(keys, command.at_ms), limits)
 
@@ -127,43 +125,46 @@ class Ledger:
         known = self.reservations.get(command.id)
         costs = tuple(charge.cost for charge in command.charges)
         if known is None and not self._is_recoverable(command):
+            self.books.write(
+                command.at_ms,
+                RowOutcome.DEAD_LETTER,
+                command.id,
+                claimed_nanousd=command.cost_nanousd,
+                particulars=command.particulars,
+            )
             return Ending(command.id, Outcome.DEAD_LETTER)
         if known is not None and known.state is State.SETTLED:
-            return _repeated(command.id, known, costs)
-        forget_at_ms = command.at_ms + command.settle_horizon_ms
+            return self._repeated(command, known, costs, command.cost_nanousd)
         if known is None or not known.holds:
-            moves = [_Move(c.key, c.forget_at_ms, spend=c.cost) for c in command.charges]
-            self._move(moves, command.at_ms)
-            self.reservations[command.id] = _Reservation(
-                State.SETTLED, charged=costs, forget_at_ms=forget_at_ms
-            )
-            outcome = Outcome.RECOVERED if known is None else Outcome.ANOMALY
-            return Ending(command.id, outcome, costs)
+            return self._settle_unseen(command, known)
         _must_match(known, tuple(charge.key for charge in command.charges))
         outcome = {
             State.HELD: Outcome.SETTLED,
             State.EXPIRED: Outcome.LATE,
             State.RELEASED: Outcome.ANOMALY,
         }[known.state]
-        self._end(known, State.SETTLED, costs, command.at_ms, forget_at_ms)
+        self._end(command, known, State.SETTLED, RowOutcome(outcome), costs, command.cost_nanousd)
         return Ending(command.id, outcome, costs)
 
     def release(self, command: Release) -> Ending:
         """Give everything back. An unknown id is marked, so that its reserve cannot come late."""
         self.forget(command.at_ms)
         known = self.reservations.get(command.id)
-        forget_at_ms = command.at_ms + command.settle_horizon_ms
+        called = RowOutcome.ABANDONED if command.abandoned else RowOutcome.RELEASED
         if known is None:
-            self.reservations[command.id] = _Reservation(State.RELEASED, forget_at_ms=forget_at_ms)
+            self.books.write(command.at_ms, called, command.id, particulars=command.particulars)
+            self.reservations[command.id] = _Reservation(
+                State.RELEASED, forget_at_ms=command.at_ms + command.settle_horizon_ms
+            )
             return Ending(command.id, Outcome.RELEASED)
         free = tuple(0 for _ in known.holds)
         if known.state in (State.SETTLED, State.RELEASED):
-            return _repeated(command.id, known, free)
+            return self._repeated(command, known, free, 0)
         _must_match(known, command.keys)
         if known.state is State.EXPIRED:
-            self._end(known, State.SETTLED, free, command.at_ms, forget_at_ms)
+            self._end(command, known, State.SETTLED, RowOutcome.LATE, free, 0)
             return Ending(command.id, Outcome.LATE, free)
-        self._end(known, State.RELEASED, free, command.at_ms, forget_at_ms)
+        self._end(command, known, State.RELEASED, called, free, 0)
         return Ending(command.id, Outcome.RELEASED, free)
 
     def renew(self, command: Renew) -> bool:
@@ -175,6 +176,7 @@ class Ledger:
         if command.observed and len(command.observed) != len(known.holds):
             raise HoldsMismatchError(f"{command.id}: renew observed another number of counters")
         known.lease_until_ms = max(known.lease_until_ms, command.lease_until_ms)
+        known.observed_nanousd = max(known.observed_nanousd, command.observed_nanousd)
         if command.observed:
             known.observed = tuple(map(max, known.observed, command.observed))
         return True
@@ -198,14 +200,23 @@ class Ledger:
             0 if hold.transient else max(hold.amount, seen)
             for hold, seen in zip(known.holds, known.observed, strict=True)
         )
-        self._end(known, State.EXPIRED, charged, at_ms, at_ms + settle_horizon_ms)
+        cost_nanousd = max(known.cost_nanousd, known.observed_nanousd)
+        command = _Expiry(id_, at_ms, settle_horizon_ms)
+        self._end(
+            command, known, State.EXPIRED, RowOutcome.EXPIRED_UNCONFIRMED, charged, cost_nanousd
+        )
         known.charged_at_ms = at_ms
         return Ending(id_, Outcome.EXPIRED, charged)
 
     def override(self, command: Override) -> Applied:
         """Change what an operator wants changed, once."""
         self.forget(command.at_ms)
-        return self.book.apply(command)
+        applied = self.book.apply(command)
+        if applied is Applied.APPLIED:
+            self.books.write(
+                command.at_ms, RowOutcome.OVERRIDE, command.id, particulars=command.particulars
+            )
+        return applied
 
     def balances(self, keys: Iterable[str], at_ms: int) -> tuple[Balance, ...]:
         """How the counters stand at an instant; one that was never used is empty."""
@@ -234,31 +245,92 @@ class Ledger:
         young = command.at_ms - command.reserved_at_ms <= command.settle_horizon_ms
         return young and all(charge.key in self.counters for charge in command.charges)
 
+    def _settle_unseen(self, command: Settle, known: _Reservation | None) -> Ending:
+        """Charge a call that was never held here: the store has lost it, or it was given back."""
+        moves = [_Move(c.key, c.forget_at_ms, spend=c.cost) for c in command.charges]
+        self._move(moves, command.at_ms)
+        costs = tuple(charge.cost for charge in command.charges)
+        self.reservations[command.id] = _Reservation(
+            State.SETTLED,
+            charged=costs,
+            cost_nanousd=command.cost_nanousd,
+            forget_at_ms=command.at_ms + command.settle_horizon_ms,
+        )
+        outcome = Outcome.RECOVERED if known is None else Outcome.ANOMALY
+        self.books.write(
+            command.at_ms,
+            RowOutcome(outcome),
+            command.id,
+            cost_nanousd=command.cost_nanousd,
+            postings=tuple(
+                Posting(counter_name(c.key), 0, c.cost, 0, c.forget_at_ms) for c in command.charges
+            ),
+            particulars=command.particulars,
+        )
+        return Ending(command.id, outcome, costs)
+
     def _end(
         self,
+        command: "Settle | Release | _Expiry",
         known: _Reservation,
         to: State,
+        outcome: RowOutcome,
         costs: tuple[int, ...],
-        at_ms: int,
-        forget_at_ms: int,
+        cost_nanousd: int,
     ) -> None:
-        """Move what is held, or was charged before, to `costs`."""
+        """Move what is held, or was charged before, to `costs`, and write the row that says so."""
         was_held = known.state is State.HELD
+        charged_at_ms = command.at_ms if known.charged_at_ms is None else known.charged_at_ms
+        held = tuple(hold.amount if was_held else 0 for hold in known.holds)
         self._move(
             [
-                _Move(
-                    hold.key,
-                    hold.forget_at_ms,
-                    unhold=hold.amount if was_held else 0,
-                    spend=cost,
-                    unspend=charged,
+                _Move(hold.key, hold.forget_at_ms, unhold=amount, spend=cost, unspend=charged)
+                for hold, amount, charged, cost in zip(
+                    known.holds, held, known.charged, costs, strict=True
                 )
-                for hold, charged, cost in zip(known.holds, known.charged, costs, strict=True)
             ],
-            at_ms,
-            at_ms if known.charged_at_ms is None else known.charged_at_ms,
+            command.at_ms,
+            charged_at_ms,
         )
-        known.state, known.charged, known.forget_at_ms = to, costs, forget_at_ms
+        self.books.write(
+            command.at_ms,
+            outcome,
+            command.id,
+            cost_nanousd=cost_nanousd,
+            cost_before_nanousd=known.cost_nanousd if known.state is State.EXPIRED else 0,
+            charged_at_ms=charged_at_ms,
+            postings=tuple(
+                Posting(counter_name(hold.key), amount, cost, before, hold.forget_at_ms)
+                for hold, amount, cost, before in zip(
+                    known.holds, held, costs, known.charged, strict=True
+                )
+            ),
+            particulars=command.particulars or known.particulars,
+        )
+        known.state, known.charged, known.cost_nanousd = to, costs, cost_nanousd
+        known.forget_at_ms = command.at_ms + command.settle_horizon_ms
+
+    def _repeated(
+        self,
+        command: Settle | Release,
+        known: _Reservation,
+        costs: tuple[int, ...],
+        cost_nanousd: int,
+    ) -> Ending:
+        """Rule 2: the same ending again changes nothing, another one is only written down."""
+        same = known.charged == costs or not (any(known.charged) or any(costs))
+        if same and known.cost_nanousd == cost_nanousd:
+            return Ending(command.id, Outcome.DUPLICATE, known.charged)
+        self.books.write(
+            command.at_ms,
+            RowOutcome.CONFLICT,
+            command.id,
+            cost_nanousd=known.cost_nanousd,
+            cost_before_nanousd=known.cost_nanousd,
+            claimed_nanousd=cost_nanousd,
+            particulars=command.particulars,
+        )
+        return Ending(command.id, Outcome.CONFLICT, known.charged)
 
     def _move(self, moves: Sequence[_Move], at_ms: int, charged_at_ms: int | None = None) -> None:
         """The only place where counters change: check all, then write all."""
@@ -268,23 +340,11 @@ class Ledger:
                 raise CounterRangeError(f"{move.key}: stands at 2**62 or beyond")
         for move in moves:
             width_ms = width_of(move.key)
-            counter = self.counters.setdefault(move.key, _Counter(move.forget_at_ms))
+            counter = self.counters.setdefault(move.key, Counter(move.forget_at_ms))
             counter.forget_at_ms = max(counter.forget_at_ms, move.forget_at_ms)
             counter.held = max(0, counter.held + move.hold - move.unhold)
-            change = move.spend - move.unspend
-            if width_ms is None:
-                counter.spent = max(0, counter.spent + change)
-            else:
-                end_ms = window_end_ms(at_ms, width_ms)
-                counter.forget_at_ms = max(counter.forget_at_ms, end_ms)
-                charged_at = at_ms if charged_at_ms is None else charged_at_ms
-                counter.correct(width_ms, at_ms, charged_at, change)
-
-
-def _repeated(id_: str, known: _Reservation, costs: tuple[int, ...]) -> Ending:
-    """Rule 2: the same ending again changes nothing, another one is reported only."""
-    same = known.charged == costs or not (any(known.charged) or any(costs))
-    return Ending(id_, Outcome.DUPLICATE if same else Outcome.CONFLICT, known.charged)
+            charged_at = at_ms if charged_at_ms is None else charged_at_ms
+            counter.spend(width_ms, at_ms, charged_at, move.spend - move.unspend)
 
 
 def _must_match(known: _Reservation, keys: tuple[str, ...]) -> None:

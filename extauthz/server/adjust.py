@@ -1,10 +1,7 @@
 """An operator who knows what a call did cost corrects the ledger."""
 
 import json
-import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
 from extauthz.config import Config, policies_of
 from extauthz.errors import OperatorError
@@ -20,7 +17,6 @@ from extauthz.ledger import (
 )
 from extauthz.money import format_usd
 from extauthz.policies import Policies, Unit
-from extauthz.server.data_dir import DataDir
 from extauthz.server.serve import store_url
 from extauthz.service.rules import system_clock
 from extauthz.store.base import LedgerStore, StoredReservation, org_prefix
@@ -54,7 +50,6 @@ async def adjust(config: Config, adjustment: Adjustment) -> Outcome:
         raise AdjustError(f"{adjustment.id}: {error}") from error
     finally:
         await store.close()
-    _keep(DataDir(config.data_dir).adjustments, adjustment, ending)
     return ending.outcome
 
 
@@ -87,21 +82,21 @@ async def adjusted(store: LedgerStore, policies: Policies, adjustment: Adjustmen
         now_ms,
         policies.settle_horizon_ms,
         _charges(policies, org, stored, adjustment),
+        adjustment.cost_nanousd,
+        _particulars(stored, adjustment),
     )
     ending = await store.settle(command)
-    if ending.outcome is Outcome.CONFLICT:  # settled meanwhile
-        return _settled(adjustment, StoredReservation(State.SETTLED, (), ending.charged))
+    if ending.outcome is Outcome.CONFLICT:
+        raise AdjustError(f"{adjustment.id}: was settled at another cost just now: look again")
     return ending
 
 
 def _settled(adjustment: Adjustment, stored: StoredReservation) -> Ending:
-    cost = adjustment.cost_nanousd
-    # Calls in flight are charged 0 and a request 1, so 0 or 1 among them is not yet the cost.
-    if cost in stored.charged and (cost > 1 or max(stored.charged) <= 1):
+    if stored.cost_nanousd == adjustment.cost_nanousd:
         return Ending(adjustment.id, Outcome.DUPLICATE, stored.charged)
     raise AdjustError(
-        f"{adjustment.id}: is settled already, its counters carry {list(stored.charged)} (nano-USD "
-        "in budgets in USD): what the provider's own usage has settled is final"
+        f"{adjustment.id}: is settled already, at {format_usd(stored.cost_nanousd)} USD: what the "
+        "provider's own usage has settled is final"
     )
 
 
@@ -134,19 +129,9 @@ def _charges(
     return tuple(charges)
 
 
-def _keep(path: Path, adjustment: Adjustment, ending: Ending) -> None:
-    """A line for those who ask later."""
-    line = {
-        "time": datetime.now(UTC).isoformat(),
-        "event": "adjustment",
-        "outcome": ending.outcome.value,
-        "reservation_id": adjustment.id,
-        "cost_usd": format_usd(adjustment.cost_nanousd),
-        "charged": list(ending.charged),
-        "reason": adjustment.reason,
-    }
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _particulars(stored: StoredReservation, adjustment: Adjustment) -> str:
+    """What the row says: who asked for what, and who says now what it did cost."""
+    known: dict[str, object] = json.loads(stored.particulars or "{}")
+    told = {"adjusted": adjustment.reason, "tokens": adjustment.tokens}
+    words = known | {name: word for name, word in told.items() if word is not None}
+    return json.dumps(words, separators=(",", ":"))

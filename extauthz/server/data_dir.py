@@ -83,11 +83,6 @@ class DataDir:
         return self.root / "access_log.bookmark"
 
     @property
-    def adjustments(self) -> Path:
-        """What operators have corrected by hand, and why."""
-        return self.root / "adjustments.jsonl"
-
-    @property
     def spool(self) -> Path:
         """Entries that the store could not take yet."""
         return self.root / "spool"

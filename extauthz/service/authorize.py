@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from extauthz.identity import CredentialError, hash_key, read_credential
+from extauthz.identity import CredentialError, hash_key, read_credential, short_name
 from extauthz.ids import uuid7
 from extauthz.ledger import (
     Balance,
@@ -35,7 +35,7 @@ from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.lines import blocking, lines_of, shadow_denies, with_limits
 from extauthz.service.rules import Clock, Rules
 from extauthz.service.waiting import HeldRoom
-from extauthz.store.base import LedgerStore, StoreError
+from extauthz.store.base import BooksClosedError, LedgerStore, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class Authorizer:
         give_up_ms = verdict.at_ms + agent.hold_wait_ms
         while True:
             at_ms = self.clock()
-            command, lines = self._command(agent, verdict, at_ms)
+            command, lines, record = self._command(agent, verdict, at_ms)
             answer = await self._ask_store(command, policies.settle_horizon_ms)
             lines = with_limits(lines, answer.limits)
             verdict.lines, verdict.balances = lines, answer.balances
@@ -258,7 +258,7 @@ class Authorizer:
                 raise _denied(reason, agent, lines[verdict.shown])
             await self.room.wait([line.hold.key for line in lines], left_ms / 1000)
         verdict.waited_ms = self.clock() - verdict.at_ms
-        verdict.record = _record(command, lines, verdict, at_ms)
+        verdict.record = record
         if call.request_id:  # an empty one would be the index of every call without
             self.open_calls[call.request_id] = verdict.record
         before = [
@@ -270,7 +270,7 @@ class Authorizer:
 
     def _command(
         self, agent: Agent, verdict: Verdict, at_ms: int
-    ) -> tuple[Reserve, tuple[Line, ...]]:
+    ) -> tuple[Reserve, tuple[Line, ...], CallRecord]:
         facts, priced, estimate = verdict.facts, verdict.priced, verdict.estimate
         assert facts is not None
         assert priced is not None
@@ -286,20 +286,31 @@ class Authorizer:
                 f"agent '{agent.name}' has no budget for this model: give it one that covers it",
             )
         lines = lines_of(agent, budgets, estimate, policies, at_ms)
+        record = _record(verdict, lines, uuid7(at_ms, verdict.request_id), at_ms)
         command = Reserve(
-            uuid7(at_ms, verdict.request_id),
+            record.reservation_id,
             agent.org,
             at_ms,
             at_ms + policies.lease_ms,
             tuple(line.hold for line in lines),
             pausable_as=agent.pausable_as,
+            estimate_nanousd=record.estimate_nanousd,
+            particulars=record.particulars(),
         )
-        return command, lines
+        return command, lines, record
 
     async def _ask_store(self, command: Reserve, settle_horizon_ms: int) -> Reserved | Refused:
         """Reserve; whatever goes wrong on the way, the reservation is abandoned by its id."""
         keys = tuple(hold.key for hold in command.holds)
-        abandon = Release(command.id, command.org, command.at_ms, settle_horizon_ms, keys)
+        abandon = Release(
+            command.id,
+            command.org,
+            command.at_ms,
+            settle_horizon_ms,
+            keys,
+            abandoned=True,
+            particulars=command.particulars,
+        )
         try:
             answer = await self.store.reserve(command)
         except asyncio.CancelledError:
@@ -307,6 +318,13 @@ class Authorizer:
             # told (rule 8), so it is told next to give it back.
             self.abandoner.abandon(abandon)
             raise
+        except BooksClosedError as error:
+            raise Denied(
+                Reason.STORE_UNAVAILABLE,
+                503,
+                "the budget store has lost its books, so no call is let through until an operator "
+                "has put them back",
+            ) from error
         except (StoreError, ClockSkewError, CounterRangeError) as error:
             self.abandoner.abandon(abandon)
             raise Denied(
@@ -325,20 +343,23 @@ class Authorizer:
         raise Denied(Reason.STORE_UNAVAILABLE, 503, "the reservation came too late: try again")
 
 
-def _record(command: Reserve, lines: Sequence[Line], verdict: Verdict, at_ms: int) -> CallRecord:
+def _record(verdict: Verdict, lines: Sequence[Line], id_: str, at_ms: int) -> CallRecord:
     assert verdict.agent is not None
     assert verdict.upstream is not None
     assert verdict.facts is not None
     assert verdict.estimate is not None
     return CallRecord(
-        reservation_id=command.id,
+        reservation_id=id_,
         decision_id=verdict.decision_id,
-        org=command.org,
+        org=verdict.agent.org,
         agent=verdict.agent.name,
+        key=short_name(verdict.key_hash),
+        team=verdict.agent.team or "",
         provider=verdict.upstream.name,
         model=verdict.facts.model,
         reserved_at_ms=at_ms,
         estimate_nanousd=min(verdict.estimate.nanousd, AMOUNT_MAX),
+        price=verdict.priced.price_version if verdict.priced else "",
         parts=tuple(
             HeldPart(
                 line.hold.key,

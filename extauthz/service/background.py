@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from extauthz.ledger import Ending, Release
 from extauthz.service.call_record import CallRecord
@@ -60,7 +60,7 @@ class AbandonQueue:
 
     async def _release_oldest(self) -> bool:
         old = self._waiting[0]
-        command = Release(old.id, old.org, self.clock(), old.settle_horizon_ms, old.keys)
+        command = replace(old, at_ms=self.clock())
         try:
             await self.store.release(command)
         except RETRYABLE:

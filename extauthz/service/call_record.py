@@ -29,7 +29,12 @@ class HeldPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """A reserved call. `estimate_nanousd` is the most it can cost, whatever its budgets' units."""
+    """A reserved call. `estimate_nanousd` is the most it can cost, whatever its budgets' units.
+
+    `key` is the short name of the agent's virtual key, `team` is empty where it has none, and
+    `price` says where the estimate's price comes from: all for the books only, so that a record of
+    an earlier release does without.
+    """
 
     reservation_id: str
     decision_id: str
@@ -40,6 +45,28 @@ class CallRecord:
     reserved_at_ms: int
     estimate_nanousd: int
     parts: tuple[HeldPart, ...]
+    key: str = ""
+    team: str = ""
+    price: str = ""
+
+    def particulars(self, **more: object) -> str:
+        """Who asked for what, as the ledger's rows say it: one JSON object, never a prompt.
+
+        `more` is what is known once the call has ended; what is None is left out.
+        """
+        words = {
+            "agent": self.agent,
+            "key": self.key,
+            "team": self.team,
+            "provider": self.provider,
+            "model": self.model,
+            "decision": self.decision_id,
+            "reserved_at_ms": str(self.reserved_at_ms),
+            "estimate_nanousd": str(self.estimate_nanousd),
+            "price": self.price,
+        }
+        known = {name: word for name, word in more.items() if word is not None}
+        return json.dumps(words | known, separators=(",", ":"))
 
     def to_json(self) -> str:
         """One line of JSON for Envoy's metadata."""
@@ -50,8 +77,11 @@ class CallRecord:
                 "decision": self.decision_id,
                 "org": self.org,
                 "agent": self.agent,
+                "key": self.key,
+                "team": self.team,
                 "provider": self.provider,
                 "model": self.model,
+                "price": self.price,
                 "at": str(self.reserved_at_ms),
                 "estimate": str(self.estimate_nanousd),
                 "parts": [
@@ -73,15 +103,18 @@ class CallRecord:
             data = json.loads(text)
             version = data["v"]
             record = cls(
-                _text(data["id"]),
-                _text(data["decision"]),
-                _text(data["org"]),
-                _text(data["agent"]),
-                _text(data["provider"]),
-                _text(data["model"]),
-                _number(data["at"]),
-                _number(data["estimate"], AMOUNT_MAX),
-                tuple(
+                reservation_id=_text(data["id"]),
+                decision_id=_text(data["decision"]),
+                org=_text(data["org"]),
+                agent=_text(data["agent"]),
+                key=_text(data.get("key", "")),
+                team=_text(data.get("team", "")),
+                provider=_text(data["provider"]),
+                model=_text(data["model"]),
+                reserved_at_ms=_number(data["at"]),
+                estimate_nanousd=_number(data["estimate"], AMOUNT_MAX),
+                price=_text(data.get("price", "")),
+                parts=tuple(
                     HeldPart(_text(key), _text(unit), _number(held, AMOUNT_MAX), _number(forget_ms))
                     for key, unit, held, forget_ms in data["parts"]
                 ),

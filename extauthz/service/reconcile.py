@@ -147,11 +147,18 @@ class Reconciler:
         for org in policies.orgs:
             found = [
                 id_
-                for id_ in await self._store.open_ids(org)
+                for id_ in await self._still_charged(org)
                 if (check := checks.get(mark_of(id_))) and _is_of_its_time(id_, check)
             ]
             for id_, stored in (await self._store.reservations(org, found)).items():
-                command = Release(id_, org, self._clock(), policies.settle_horizon_ms, stored.keys)
+                command = Release(
+                    id_,
+                    org,
+                    self._clock(),
+                    policies.settle_horizon_ms,
+                    stored.keys,
+                    abandoned=True,
+                )
                 try:
                     ending = await self._store.release(command)
                 except INAPPLICABLE:  # it has ended meanwhile
@@ -161,6 +168,10 @@ class Reconciler:
                 log.info("%s was reserved for a call that never left: given back", id_)
                 self._settler.room.notify(stored.keys)
                 result.outcomes[ending.outcome] += 1
+
+    async def _still_charged(self, org: str) -> list[str]:
+        """What is held, or was charged because its lease ran out before this was read."""
+        return [*await self._store.open_ids(org), *await self._store.unconfirmed_ids(org)]
 
 
 def _is_of_its_time(id_: str, check: UnansweredCheck) -> bool:

@@ -18,6 +18,7 @@ from extauthz.ledger import (
 )
 from extauthz.money import AMOUNT_MAX
 from extauthz.policies import MissingUsage
+from extauthz.pricing import PricedModel
 from extauthz.providers import ADAPTERS
 from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.completed_call import CompletedCall, ending_of
@@ -125,6 +126,7 @@ class Settler:
             at_ms,
             at_ms + policies.lease_ms,
             observed,
+            observed_nanousd=cost or 0,
         )
         try:
             await self.store.renew(command)
@@ -134,26 +136,31 @@ class Settler:
     async def _release(self, call: CompletedCall) -> None:
         settlement = Settlement(call, Wanted.RELEASE, UNKNOWN_USAGE, 0, _UNKNOWN_MODEL)
         try:
-            answer = await self.store.release(self.release_command(call.record))
+            command = self.release_command(call.record, abandoned=not call.left, status=call.status)
+            answer = await self.store.release(command)
         except INAPPLICABLE:
             log.exception("a release cannot be applied")
             self._tell(settlement, Outcome.DEAD_LETTER, ())
         else:
             self._tell(settlement, answer.outcome, answer.charged)
 
-    def release_command(self, record: CallRecord) -> Release:
-        """What gives a call's holds back."""
+    def release_command(
+        self, record: CallRecord, *, abandoned: bool = True, status: int | None = None
+    ) -> Release:
+        """What gives a call's holds back: it never left, or the provider's answer was free."""
         return Release(
             record.reservation_id,
             record.org,
             self.clock(),
             self.rules.policies.settle_horizon_ms,
             tuple(part.key for part in record.parts),
+            abandoned=abandoned,
+            particulars=record.particulars(status=status),
         )
 
     def _price(self, call: CompletedCall) -> tuple[Settlement, Settle]:
         record, policies = call.record, self.rules.policies
-        report, cost, priced_model = self._report(call)
+        report, cost, priced = self._report(call)
         agent = policies.agents.get(record.agent)
         missing = agent.missing_usage if agent else MissingUsage.ESTIMATE
         charges = tuple(
@@ -169,32 +176,53 @@ class Settler:
             record.reserved_at_ms,
             policies.settle_horizon_ms,
             charges,
+            told,
+            _particulars(call, report, priced),
         )
-        return Settlement(call, Wanted.CHARGE, report, told, priced_model), command
+        return Settlement(call, Wanted.CHARGE, report, told, _name_of(priced)), command
 
-    def _report(self, call: CompletedCall) -> tuple[UsageReport, int | None, str]:
+    def _report(self, call: CompletedCall) -> tuple[UsageReport, int | None, PricedModel | None]:
         """What was used, its cost at the served model's price (None: unknown), and that model."""
         record = call.record
         upstream = self.rules.policies.upstreams.get(record.provider)
         if upstream is None:
-            return UNKNOWN_USAGE, None, _UNKNOWN_MODEL
+            return UNKNOWN_USAGE, None, None
         report = ADAPTERS[upstream.api].read_usage(call.captured)
         priced = self.rules.prices.settled_at(
             record.provider, upstream.price_provider, record.model, report.served_model
         )
         if priced is None:
-            return report, None, _UNKNOWN_MODEL
+            return report, None, None
         if report.exactness is Exactness.UNKNOWN:
-            return report, None, priced.info.id
+            return report, None, priced
         try:
             cost = priced.cost(report, record.reserved_at_ms)
         except ValueError:  # usage that contradicts itself is no usage, in any unit
-            return UNKNOWN_USAGE, None, priced.info.id
-        return report, min(cost, AMOUNT_MAX), priced.info.id
+            return UNKNOWN_USAGE, None, priced
+        return report, min(cost, AMOUNT_MAX), priced
 
     def _tell(self, settlement: Settlement, outcome: Outcome, charged: tuple[int, ...]) -> None:
         self.room.notify(part.key for part in settlement.call.record.parts)
         self.observer.settled(replace(settlement, outcome=outcome, charged=charged))
+
+
+def _name_of(priced: PricedModel | None) -> str:
+    return _UNKNOWN_MODEL if priced is None else priced.info.id
+
+
+def _particulars(call: CompletedCall, report: UsageReport, priced: PricedModel | None) -> str:
+    """What the row of a settlement says: what was asked for, what was used, at which price."""
+    is_known = report.exactness is not Exactness.UNKNOWN
+    return call.record.particulars(
+        status=call.status,
+        usage_is=report.exactness.value,
+        usage=dict(report.amounts) if is_known else None,
+        served_model=report.served_model,
+        priced_as=None if priced is None else priced.info.id,
+        price_context=dict(report.price_context) or None,
+        price=None if priced is None else priced.price_version,
+        duration_ms=call.duration_ms,
+    )
 
 
 def _charge(part: HeldPart, report: UsageReport, cost: int | None, missing: MissingUsage) -> int:

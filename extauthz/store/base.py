@@ -25,6 +25,7 @@ from extauthz.ledger import (
     Renew,
     Reserve,
     Reserved,
+    Row,
     Settle,
     State,
     bucket_width_ms,
@@ -39,6 +40,16 @@ class StoreUnavailableError(StoreError):
     """No (trustworthy) answer in time. The command may or may not have been executed."""
 
 
+class BooksClosedError(StoreError):
+    """The store has lost the books of an org that had some: nothing is written without a row."""
+
+    def __init__(self, org: str) -> None:
+        super().__init__(
+            f"the store has lost the books of the org '{org}', and with them what was spent: put "
+            "its data back, or make it again with `extauthz ledger rebuild`"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class StoredReservation:
     """What a store remembers of a reservation.
@@ -48,11 +59,15 @@ class StoredReservation:
         counters: each key it was reserved on, and when that may be forgotten; nothing where a
             settlement has ended it for good, or where it was never held here.
         charged: what each counter carries for it, once it has ended.
+        cost_nanousd: the most it can cost while it is held, then what it was charged.
+        particulars: who asked for what; nothing where a settlement has ended it for good.
     """
 
     state: State
     counters: tuple[tuple[str, int], ...] = ()
     charged: tuple[int, ...] = ()
+    cost_nanousd: int = 0
+    particulars: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -64,8 +79,8 @@ class LedgerStore(Protocol):
     """A ledger that outlives the process (or, in memory, does not).
 
     Every method may raise `StoreUnavailableError`; those that write also `ClockSkewError`,
-    `HoldsMismatchError` and `CounterRangeError`, after which nothing has changed. A key that is not
-    one of the org's is a `ValueError` before anything is sent.
+    `HoldsMismatchError`, `CounterRangeError` and `BooksClosedError`, after which nothing has
+    changed. A key that is not one of the org's is a `ValueError` before anything is sent.
 
     Whoever did not see the answer of a reserve (`StoreUnavailableError`, or cancelled while
     waiting) releases its id: in whatever order the two arrive, nothing stays held.
@@ -108,6 +123,15 @@ class LedgerStore(Protocol):
 
     async def open_ids(self, org: str) -> list[str]:
         """The ids of all reservations of an org that are held."""
+
+    async def unconfirmed_ids(self, org: str) -> list[str]:
+        """The ids of those whose lease has run out, while a settlement may still come.
+
+        Some may have been forgotten in the meantime.
+        """
+
+    async def rows(self, org: str, after_seq: int, count: int) -> list[Row]:
+        """Up to `count` rows of the org's books after a number, in order; not those trimmed."""
 
     async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
         """How these reservations stand, without those that the store does not know."""

@@ -10,13 +10,27 @@ from extauthz.ledger import (
     Ending,
     HoldsMismatchError,
     Outcome,
+    Override,
+    Release,
+    Renew,
     Reserve,
+    RowOutcome,
     Settle,
     State,
 )
 from extauthz.store import script
-from extauthz.store.base import StoredReservation, StoreUnavailableError, check_keys, org_prefix
+from extauthz.store.base import (
+    BooksClosedError,
+    StoredReservation,
+    StoreUnavailableError,
+    check_keys,
+    org_prefix,
+)
+from extauthz.store.override_fields import field_of
 from extauthz.store.script import Call, Wait
+
+OPENING_ID = "books"
+"""What the first row of an org's books is called by."""
 
 SKEW = (
     f"the caller's clock and the store's are more than {CLOCK_SKEW_MS_MAX} ms apart, "
@@ -39,9 +53,19 @@ def overrides_key(org: str) -> str:
     return f"{org_prefix(org)}overrides"
 
 
-def own_keys(org: str, id_: str) -> tuple[str, str]:
-    """The first two KEYS of every script: the reservation and its org's leases."""
-    return record_key(org, id_), leases_key(org)
+def rows_key(org: str) -> str:
+    """Where an org's books stand."""
+    return f"{org_prefix(org)}rows"
+
+
+def unconfirmed_key(org: str) -> str:
+    """Where those stand whose lease has run out."""
+    return f"{org_prefix(org)}unconfirmed"
+
+
+def own_keys(org: str, id_: str) -> tuple[str, str, str, str]:
+    """The first KEYS of every script that ends a reservation; its counters follow."""
+    return record_key(org, id_), leases_key(org), rows_key(org), unconfirmed_key(org)
 
 
 def end_args(id_: str, at_ms: int, settle_horizon_ms: int) -> tuple[str, str, str]:
@@ -54,11 +78,13 @@ def reserve_call(command: Reserve, wait: Wait | None) -> Call:
     check_keys(command.org, [hold.key for hold in command.holds])
     times = (str(command.at_ms), str(command.lease_until_ms))
     args = [command.id, *times, " ".join(command.pausable_as)]
+    args += [str(command.estimate_nanousd), command.particulars]
     for hold in command.holds:
         enforcing, transient = str(int(hold.enforcing)), str(int(hold.transient))
         args += [str(hold.amount), str(hold.limit), enforcing, str(hold.forget_at_ms), transient]
         args.append(hold.budget_id or "")
-    own = (*own_keys(command.org, command.id), overrides_key(command.org))
+    record, leases, rows, _ = own_keys(command.org, command.id)
+    own = (record, leases, rows, overrides_key(command.org))
     keys = (*own, *(hold.key for hold in command.holds))
     return Call(script.RESERVE, command.org, keys, tuple(args), wait)
 
@@ -79,10 +105,69 @@ def settle_call(command: Settle) -> Call:
     check_keys(command.org, [charge.key for charge in command.charges])
     is_young = command.at_ms - command.reserved_at_ms <= command.settle_horizon_ms
     args = [*end_args(command.id, command.at_ms, command.settle_horizon_ms), str(int(is_young))]
+    args += [str(command.cost_nanousd), command.particulars]
     for charge in command.charges:
         args += [str(charge.cost), str(charge.forget_at_ms)]
     keys = (*own_keys(command.org, command.id), *(charge.key for charge in command.charges))
     return Call(script.SETTLE, command.org, keys, tuple(args))
+
+
+def release_call(command: Release) -> Call:
+    """See `scripts/release.lua`."""
+    check_keys(command.org, command.keys)
+    outcome = RowOutcome.ABANDONED if command.abandoned else RowOutcome.RELEASED
+    return Call(
+        script.RELEASE,
+        command.org,
+        (*own_keys(command.org, command.id), *command.keys),
+        (
+            *end_args(command.id, command.at_ms, command.settle_horizon_ms),
+            outcome.value,
+            command.particulars,
+        ),
+    )
+
+
+def renew_call(command: Renew) -> Call:
+    """See `scripts/renew.lua`."""
+    words = (command.at_ms, command.lease_until_ms, command.observed_nanousd, *command.observed)
+    keys = (record_key(command.org, command.id), leases_key(command.org))
+    return Call(script.RENEW, command.org, keys, (command.id, *map(str, words)))
+
+
+def expire_call(
+    org: str, id_: str, keys: Sequence[str], at_ms: int, settle_horizon_ms: int
+) -> Call:
+    """See `scripts/expire.lua`."""
+    args = end_args(id_, at_ms, settle_horizon_ms)
+    return Call(script.EXPIRE, org, (*own_keys(org, id_), *keys), args)
+
+
+def override_call(command: Override) -> Call:
+    """See `scripts/override.lua`."""
+    own_id = f"{org_prefix(command.org)}o:{command.id}"
+    return Call(
+        script.OVERRIDE,
+        command.org,
+        (own_id, overrides_key(command.org), rows_key(command.org)),
+        (
+            command.id,
+            str(command.at_ms),
+            str(command.forget_at_ms),
+            command.content,
+            command.change.value,
+            field_of(command),
+            str(command.amount),
+            "" if command.until_ms is None else str(command.until_ms),
+            command.particulars,
+        ),
+    )
+
+
+def open_call(org: str, at_ms: int) -> Call:
+    """See `scripts/open.lua`."""
+    keys = own_keys(org, OPENING_ID)[:3]
+    return Call(script.OPEN, org, keys, (OPENING_ID, str(at_ms)))
 
 
 def stored(record: Sequence[str]) -> StoredReservation:
@@ -92,6 +177,8 @@ def stored(record: Sequence[str]) -> StoredReservation:
         State(fields["state"]),
         tuple((key, int(fields[f"f{n}"])) for n, key in enumerate(counters(record), 1)),
         tuple(map(int, fields.get("charged", "").split())),
+        int(fields["cost"]),
+        fields.get("p", ""),
     )
 
 
@@ -118,11 +205,13 @@ def rolling_balance(fields: dict[str, str], oldest: int) -> Balance:
     return Balance(sum(int(n) for bucket, n in fields.items() if int(bucket) >= oldest), held)
 
 
-def checked(answer: list[str] | Exception) -> list[str] | Exception:
+def checked(org: str, answer: list[str] | Exception) -> list[str] | Exception:
     """The refusals that every script may answer, as the exceptions of the ledger."""
     if isinstance(answer, Exception):
         return answer
     match answer[1]:
+        case "books_closed":
+            return BooksClosedError(org)
         case "clock_skew":
             return ClockSkewError(f"{answer[0]}: {SKEW}")
         case "holds_mismatch":
@@ -138,7 +227,7 @@ def ending(reply: Sequence[str]) -> Ending:
     return Ending(id_, Outcome(outcome), tuple(map(int, charged.split())))
 
 
-def ending_or_error(answer: list[str] | Exception) -> Ending | Exception:
+def ending_or_error(org: str, answer: list[str] | Exception) -> Ending | Exception:
     """As `ending`, or why there is none."""
-    reply = checked(answer)
+    reply = checked(org, answer)
     return reply if isinstance(reply, Exception) else ending(reply)

@@ -22,6 +22,7 @@ from extauthz.ledger import (
     Renew,
     Reserve,
     Reserved,
+    Row,
     Settle,
     State,
 )
@@ -111,10 +112,21 @@ class MemoryStore:
                 if one.state is State.SETTLED
                 else tuple((hold.key, hold.forget_at_ms) for hold in one.holds),
                 () if one.state is State.HELD else one.charged,
+                one.cost_nanousd,
+                "" if one.state is State.SETTLED else one.particulars,
             )
             for id_ in ids
             if (one := known.get(id_)) is not None
         }
+
+    async def unconfirmed_ids(self, org: str) -> list[str]:
+        """See `LedgerStore`."""
+        known = self._ledgers[org].reservations
+        return [id_ for id_, one in known.items() if one.state is State.EXPIRED]
+
+    async def rows(self, org: str, after_seq: int, count: int) -> list[Row]:
+        """See `LedgerStore`."""
+        return self._ledgers[org].books.after(after_seq, count)
 
     async def check_ready(self) -> None:
         """Always: what it does not promise is in its name."""
@@ -126,4 +138,6 @@ class MemoryStore:
         off_ms = abs(self._clock_ms() - at_ms)
         if off_ms > CLOCK_SKEW_MS_MAX:
             raise ClockSkewError(f"the caller's clock and the store's are {off_ms} ms apart")
-        return self._ledgers[org]
+        ledger = self._ledgers[org]
+        ledger.books.open(at_ms)
+        return ledger

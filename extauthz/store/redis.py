@@ -22,37 +22,43 @@ from extauthz.ledger import (
     Renew,
     Reserve,
     Reserved,
+    Row,
     Settle,
     State,
     oldest_bucket,
     width_of,
 )
-from extauthz.store import script
-from extauthz.store.base import StoredReservation, check_keys, org_prefix
+from extauthz.store.base import StoredReservation, check_keys
 from extauthz.store.cluster import ClusterTopology
 from extauthz.store.codec import (
     SKEW,
     check_replicas,
     checked,
     counters,
-    end_args,
     ending,
     ending_or_error,
+    expire_call,
     leases_key,
+    open_call,
+    override_call,
     overrides_key,
-    own_keys,
     pairs,
     record_key,
+    release_call,
+    renew_call,
     reserve_call,
     rolling_balance,
+    rows_key,
     settle_call,
     stored,
     sum_of,
+    unconfirmed_key,
 )
 from extauthz.store.connections import Connections
 from extauthz.store.courier import Courier
-from extauthz.store.override_fields import field_of, overrides_of
+from extauthz.store.override_fields import overrides_of
 from extauthz.store.readiness import check_server
+from extauthz.store.row_fields import row_of
 from extauthz.store.script import Call, Wait
 from extauthz.store.sentinel import SentinelTopology
 from extauthz.store.topology import Standalone, Topology
@@ -71,6 +77,7 @@ class RedisStore:
         self._courier = courier
         self._require_durable = require_durable
         self._wait = wait
+        self._open_orgs: set[str] = set()
 
     @classmethod
     def from_url(
@@ -107,6 +114,7 @@ class RedisStore:
 
     async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """See `LedgerStore`."""
+        await self._open_books(command.org, command.at_ms)
         id_, status, *rest = await self._run(reserve_call(command, self._wait))
         if self._wait is not None:
             check_replicas(self._wait.replicas, id_, status, int(rest.pop()))
@@ -130,6 +138,7 @@ class RedisStore:
 
     async def settle(self, command: Settle) -> Ending:
         """See `LedgerStore`."""
+        await self._open_books(command.org, command.at_ms)
         return ending(await self._run(settle_call(command)))
 
     async def settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
@@ -138,40 +147,27 @@ class RedisStore:
         refused: dict[int, Exception] = {}
         for at, command in enumerate(commands):
             try:
-                calls.append(settle_call(command))
-            except ValueError as error:
+                call = settle_call(command)
+                await self._open_books(command.org, command.at_ms)
+            except (ValueError, ClockSkewError) as error:
                 refused[at] = error
+            else:
+                calls.append(call)
         answers = iter(await self._courier.run(calls))
         return [
-            refused[at] if at in refused else ending_or_error(next(answers))
-            for at in range(len(commands))
+            refused[at] if at in refused else ending_or_error(command.org, next(answers))
+            for at, command in enumerate(commands)
         ]
 
     async def release(self, command: Release) -> Ending:
         """See `LedgerStore`."""
-        check_keys(command.org, command.keys)
-        return ending(
-            await self._run(
-                Call(
-                    script.RELEASE,
-                    command.org,
-                    (*own_keys(command.org, command.id), *command.keys),
-                    end_args(command.id, command.at_ms, command.settle_horizon_ms),
-                )
-            )
-        )
+        call = release_call(command)
+        await self._open_books(command.org, command.at_ms)
+        return ending(await self._run(call))
 
     async def renew(self, command: Renew) -> bool:
         """See `LedgerStore`."""
-        times = (str(command.at_ms), str(command.lease_until_ms))
-        _, status = await self._run(
-            Call(
-                script.RENEW,
-                command.org,
-                own_keys(command.org, command.id),
-                (command.id, *times, *map(str, command.observed)),
-            )
-        )
+        _, status = await self._run(renew_call(command))
         return status == "renewed"
 
     async def expire(
@@ -179,15 +175,10 @@ class RedisStore:
     ) -> list[Ending]:
         """See `LedgerStore`. Raises only if not one of them could be ended."""
         calls = [
-            Call(
-                script.EXPIRE,
-                org,
-                (*own_keys(org, id_), *counters),
-                end_args(id_, at_ms, settle_horizon_ms),
-            )
+            expire_call(org, id_, counters, at_ms, settle_horizon_ms)
             for id_, counters in await self._due(org, at_ms, count)
         ]
-        replies = [checked(answer) for answer in await self._courier.run(calls)]
+        replies = [checked(org, answer) for answer in await self._courier.run(calls)]
         endings = [
             ending(reply)
             for reply in replies
@@ -200,24 +191,8 @@ class RedisStore:
 
     async def override(self, command: Override) -> Applied:
         """See `LedgerStore`."""
-        prefix = org_prefix(command.org)
-        _, applied = await self._run(
-            Call(
-                script.OVERRIDE,
-                command.org,
-                (overrides_key(command.org), f"{prefix}o:{command.id}"),
-                (
-                    command.id,
-                    str(command.at_ms),
-                    str(command.forget_at_ms),
-                    command.content,
-                    command.change.value,
-                    field_of(command),
-                    str(command.amount),
-                    "" if command.until_ms is None else str(command.until_ms),
-                ),
-            )
-        )
+        await self._open_books(command.org, command.at_ms)
+        _, applied = await self._run(override_call(command))
         return Applied(applied)
 
     async def overrides(self, org: str, at_ms: int) -> Overrides:
@@ -253,6 +228,17 @@ class RedisStore:
         (ids,) = await self._courier.read(org, ("ZRANGE", leases_key(org), "0", "-1"))
         return list(ids)
 
+    async def unconfirmed_ids(self, org: str) -> list[str]:
+        """See `LedgerStore`."""
+        (ids,) = await self._courier.read(org, ("ZRANGE", unconfirmed_key(org), "0", "-1"))
+        return list(ids)
+
+    async def rows(self, org: str, after_seq: int, count: int) -> list[Row]:
+        """See `LedgerStore`."""
+        place = (rows_key(org), f"0-{after_seq + 1}", "+", "COUNT", str(count))
+        (entries,) = await self._courier.read(org, ("XRANGE", *place))
+        return [row_of(*entry) for entry in entries]
+
     async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
         """See `LedgerStore`."""
         records = await self._courier.read(org, *(("HGETALL", record_key(org, id_)) for id_ in ids))
@@ -265,6 +251,12 @@ class RedisStore:
     async def close(self) -> None:
         """See `LedgerStore`."""
         await self._courier.close()
+
+    async def _open_books(self, org: str, at_ms: int) -> None:
+        """Open an org's books once in the life of this store; those lost later stay closed."""
+        if org not in self._open_orgs:
+            await self._run(open_call(org, at_ms))
+            self._open_orgs.add(org)
 
     async def _check_ready(self) -> None:
         for server in await self._courier.topology.primaries():
@@ -282,7 +274,7 @@ class RedisStore:
 
     async def _run(self, call: Call) -> list[str]:
         (answer,) = await self._courier.run([call])
-        reply = checked(answer)
+        reply = checked(call.org, answer)
         if isinstance(reply, Exception):
             raise reply
         return reply

@@ -34,6 +34,7 @@ RELEASE = _load("release.lua")
 RENEW = _load("renew.lua")
 EXPIRE = _load("expire.lua")
 OVERRIDE = _load("override.lua")
+OPEN = _load("open.lua")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from ledger_calls import (
     DAY_MS,
-    STARTS,
     TABLE,
     Call,
     Row,
+    brought_to,
     event,
     is_as_expected,
     now_ms,
@@ -38,18 +38,6 @@ from extauthz.money import AMOUNT_MAX
 from extauthz.store.base import LedgerStore, counter_key
 
 CLEARLY_OFF_MS = CLOCK_SKEW_MS_MAX + 500
-
-
-async def brought_to(store: LedgerStore, start: str) -> Call:
-    """A call that stands where a row starts, on counters that other calls have used."""
-    call = Call()
-    await store.reserve(call.sibling().reserve(2000, lease_ms=DAY_MS))
-    other = call.sibling()
-    await store.reserve(other.reserve(2000, lease_ms=DAY_MS))
-    await store.settle(other.settle(5000))
-    for name in STARTS[start]:
-        await tell(store, event(call, name))
-    return call
 
 
 async def standing(store: LedgerStore, call: Call) -> object:

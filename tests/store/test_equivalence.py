@@ -32,7 +32,10 @@ from extauthz.ledger import (
     Reserve,
     Reserved,
     Settle,
+    Tally,
     bucket_width_ms,
+    counter_name,
+    width_of,
 )
 from extauthz.money import AMOUNT_MAX
 from extauthz.store.base import counter_key, rolling_counter_key
@@ -52,6 +55,7 @@ AMOUNTS = st.one_of(
 )
 LIMITS = st.one_of(st.sampled_from([0, AMOUNT_MAX - 1, AMOUNT_MAX]), st.integers(0, 30))
 HORIZONS_MS = st.sampled_from([DAY_MS, DAY_MS, DAY_MS, FORGOTTEN_AT_ONCE_MS])
+PARTICULARS = st.sampled_from(["", '{"agent":"bot"}', '{"agent":"b\u00f6t\\n"}'])
 LEASES_MS = st.sampled_from([-1500, 0, DAY_MS])
 SOME_BUDGETS = st.sampled_from([BUDGETS[:1], BUDGETS[:2], BUDGETS[:3], BUDGETS])
 
@@ -73,6 +77,8 @@ class Twins(RuleBasedStateMachine):
         self.client = self.server.client()
         self.keys = [self.key(budget) for budget in self.budgets]
         self.held_on: dict[str, tuple[str, ...]] = {}
+        self.lost: set[str] = set()
+        """counters that do not show any more what the rows say"""
 
     def teardown(self) -> None:
         self.runner.run(self.redis.close())
@@ -149,7 +155,16 @@ class Twins(RuleBasedStateMachine):
         at_ms = self.at_ms()  # after the drawing, which may take longer than clocks may differ
         was_known = name in self.ledger.reservations
         answer = self.both(
-            Reserve(name, self.org, at_ms, at_ms + lease_ms, holds, pausable_as=PAUSABLE)
+            Reserve(
+                name,
+                self.org,
+                at_ms,
+                at_ms + lease_ms,
+                holds,
+                PAUSABLE,
+                estimate_nanousd=holds[0].amount,
+                particulars='{"reserved":true}',
+            )
         )
         if isinstance(answer, Reserved) and not was_known:
             self.held_on[name] = tuple(hold.key for hold in holds)
@@ -184,8 +199,11 @@ class Twins(RuleBasedStateMachine):
         keys = self.keys_of(name, budgets, right=right)
         forget_at_ms = self.at_ms() + self.lasting(DAY_MS)
         charges = tuple(Charge(key, data.draw(AMOUNTS), forget_at_ms) for key in keys)
+        words = (data.draw(AMOUNTS), data.draw(PARTICULARS))
         at_ms = self.at_ms()
-        command = Settle(name, self.org, at_ms, at_ms - age_ms, self.lasting(horizon_ms), charges)
+        command = Settle(
+            name, self.org, at_ms, at_ms - age_ms, self.lasting(horizon_ms), charges, *words
+        )
         if not in_batch:
             self.both(command)
             return
@@ -203,15 +221,26 @@ class Twins(RuleBasedStateMachine):
         budgets=SOME_BUDGETS,
         right=st.sampled_from([True, True, True, False]),
         horizon_ms=HORIZONS_MS,
+        abandoned=st.booleans(),
+        particulars=PARTICULARS,
     )
-    def release(self, name: str, budgets: tuple[str, ...], right: bool, horizon_ms: int) -> None:
+    def release(
+        self,
+        name: str,
+        budgets: tuple[str, ...],
+        right: bool,
+        horizon_ms: int,
+        abandoned: bool,
+        particulars: str,
+    ) -> None:
         keys = self.keys_of(name, budgets, right=right)
-        self.both(Release(name, self.org, self.at_ms(), self.lasting(horizon_ms), keys))
+        words = (keys, abandoned, particulars)
+        self.both(Release(name, self.org, self.at_ms(), self.lasting(horizon_ms), *words))
 
-    @rule(name=NAMES, lease_ms=LEASES_MS, observed=st.lists(AMOUNTS, max_size=4))
-    def renew(self, name: str, lease_ms: int, observed: list[int]) -> None:
+    @rule(name=NAMES, lease_ms=LEASES_MS, observed=st.lists(AMOUNTS, max_size=4), nanousd=AMOUNTS)
+    def renew(self, name: str, lease_ms: int, observed: list[int], nanousd: int) -> None:
         at_ms = self.at_ms()
-        self.both(Renew(name, self.org, at_ms, at_ms + lease_ms, tuple(observed)))
+        self.both(Renew(name, self.org, at_ms, at_ms + lease_ms, tuple(observed), nanousd))
 
     @rule(count=st.integers(1, 3), horizon_ms=HORIZONS_MS)
     def expire(self, count: int, horizon_ms: int) -> None:
@@ -259,13 +288,15 @@ class Twins(RuleBasedStateMachine):
     def a_counter_is_lost(self, at: int) -> None:
         key = self.keys[at]
         self.client.delete(key)
-        self.ledger.counters.pop(key, None)
+        if self.ledger.counters.pop(key, None) is not None:
+            self.lost.add(counter_name(key))
 
     @precondition(lambda self: self.ledger.reservations)
     @rule(name=NAMES)
     def a_reservation_is_lost(self, name: str) -> None:
         self.client.delete(f"xa1:{{{self.org}}}:r:{name}")
-        self.client.zrem(f"xa1:{{{self.org}}}:leases", name)
+        for index in ("leases", "unconfirmed"):
+            self.client.zrem(f"xa1:{{{self.org}}}:{index}", name)
         self.ledger.reservations.pop(name, None)
 
     @invariant()
@@ -279,11 +310,26 @@ class Twins(RuleBasedStateMachine):
                 for balance in await store.balances(self.org, self.keys, at_ms + ahead_ms)
             ]
             overrides = await store.overrides(self.org, at_ms)
-            return balances, overrides, await store.open_reservations(self.org)
+            open_ = await store.open_reservations(self.org)
+            rows = await store.rows(self.org, 1, 1000)
+            unconfirmed = await store.unconfirmed_ids(self.org)
+            known = await store.reservations(self.org, unconfirmed)
+            return balances, overrides, open_, sorted(known), rows
 
         expected = self.runner.run(standing(self.memory))
         assert self.runner.run(standing(self.redis)) == expected
         assert all(balance.spent >= 0 and balance.held >= 0 for balance in expected[0])
+
+    @invariant()
+    def the_rows_prove_what_is_spent(self) -> None:
+        tally = Tally()
+        for row in self.ledger.books.rows:
+            tally.add(row)
+        at_ms = self.at_ms()
+        for key, counter in self.ledger.counters.items():
+            if counter_name(key) not in self.lost:
+                spent = counter.balance(width_of(key), at_ms).spent
+                assert tally.spent(counter_name(key), at_ms) == spent, key
 
     @invariant()
     def every_key_but_an_open_reservation_has_an_end(self) -> None:

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
 -- Charge a reservation whose lease has run out: what is not known to be free is charged.
 --
--- KEYS  1 reservation, 2 leases, 3.. counters, as a read of the reservation named them just before
+-- KEYS  1 reservation, 2 leases, 3 rows, 4 unconfirmed,
+--       5.. counters, as a read of the reservation named them just before
 -- ARGV  1 id, 2 at_ms, 3 when to forget the ended reservation
 -- Reply {id, "expired", charged}
 --       {id, "not_due"}   it was renewed or has ended since
---       {id, "clock_skew"} | {id, "holds_mismatch"} | {id, "counter_range", key}
+--       {id, "books_closed"} | {id, "clock_skew"} | {id, "holds_mismatch"} | {id, "counter_range", key}
 --
 -- allow-oom: a charge is a fact, it is written even into a store that is full.
 
@@ -15,13 +16,16 @@ assert(#ARGV == 3, 'three arguments')
 if clock_is_off(at_ms) then
   return { id, 'clock_skew' }
 end
-local record = read_record(KEYS[1])
+if books_are_closed() then
+  return { id, 'books_closed' }
+end
+local record = read_record(KEYS[RECORD])
 if not record or record.state ~= 'held' then
   -- Only a record that somebody deleted by hand leaves its lease behind; it would be due for ever.
-  redis.call('ZREM', KEYS[2], id)
+  redis.call('ZREM', KEYS[LEASES], id)
   return { id, 'not_due' }
 end
-local lease_until_ms = redis.call('ZSCORE', KEYS[2], id)
+local lease_until_ms = redis.call('ZSCORE', KEYS[LEASES], id)
 if lease_until_ms and tonumber(lease_until_ms) > tonumber(at_ms) then
   return { id, 'not_due' }
 end
@@ -44,6 +48,15 @@ for i = 1, #KEYS - FIRST_COUNTER + 1 do
     charged[i] = amount
   end
 end
-move_to(record, charged, at_ms)
-write_ended(id, 'expired', record, charged, forget_at_ms, at_ms)
+local cost = record.cost
+if tonumber(record.seen or '0') > tonumber(cost) then
+  cost = record.seen
+end
+local postings = move_to(record, charged, at_ms)
+write_row({
+  at_ms = at_ms, outcome = 'expired_unconfirmed', id = id, cost = cost, particulars = record.p,
+}, postings)
+write_ended(id, 'expired', record, charged, cost, forget_at_ms, at_ms)
+redis.call('ZADD', KEYS[UNCONFIRMED], forget_at_ms, id)
+redis.call('ZREMRANGEBYSCORE', KEYS[UNCONFIRMED], '-inf', at_ms) -- those that are forgotten by now
 return { id, 'expired', table.concat(charged, ' ') }

@@ -1,28 +1,33 @@
 #!lua flags=allow-oom
 -- Change a limit, or pause somebody, once.
 --
--- KEYS  1 overrides, 2 this override's own id
+-- KEYS  1 this override's own id, 2 overrides, 3 rows
 -- ARGV  1 id, 2 at_ms, 3 when to forget the id, 4 what it says, as one text,
---       5 change: set | top-up | unset | pause | resume, 6 field, 7 amount, 8 until_ms or nothing
+--       5 change: set | top-up | unset | pause | resume, 6 field, 7 amount, 8 until_ms or nothing,
+--       9 particulars
 -- Reply {id, "applied" | "duplicate" | "conflict"}
---       {id, "clock_skew"}
+--       {id, "books_closed"} | {id, "clock_skew"}
 --
 -- allow-oom: it may be what stops an agent.
 
 local id, at_ms, forget_at_ms, content = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local change, field, amount, until_ms = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-assert(#ARGV == 8, 'eight arguments')
+assert(#ARGV == 9, 'nine arguments')
+local OWN_ID, OVERRIDES = 1, 2
 
 if clock_is_off(at_ms) then
   return { id, 'clock_skew' }
 end
-local said_before = redis.call('GET', KEYS[2])
+if books_are_closed() then
+  return { id, 'books_closed' }
+end
+local said_before = redis.call('GET', KEYS[OWN_ID])
 if said_before then
   return { id, said_before == content and 'duplicate' or 'conflict' }
 end
-redis.call('SET', KEYS[2], content, 'PXAT', forget_at_ms)
+redis.call('SET', KEYS[OWN_ID], content, 'PXAT', forget_at_ms)
 
-local text = redis.call('HGET', KEYS[1], field)
+local text = redis.call('HGET', KEYS[OVERRIDES], field)
 if change == 'pause' and text then
   until_ms = later_end(until_ms, string.sub(text, 2)) -- only a resume lets anybody in earlier
 end
@@ -50,8 +55,9 @@ else
   words = {}
 end
 if #words == 0 then
-  redis.call('HDEL', KEYS[1], field)
+  redis.call('HDEL', KEYS[OVERRIDES], field)
 else
-  redis.call('HSET', KEYS[1], field, table.concat(words, ' '))
+  redis.call('HSET', KEYS[OVERRIDES], field, table.concat(words, ' '))
 end
+write_row({ at_ms = at_ms, outcome = 'override', id = id, particulars = ARGV[9] }, {})
 return { id, 'applied' }

@@ -1,6 +1,6 @@
 -- Shared by every script of the ledger, put between a script's first line and the rest of it.
 --
--- Version 2: rolling counters, overrides, charged_at. A script is called by the hash of its text, so
+-- Version 3: rows, particulars, costs. A script is called by the hash of its text, so
 -- two versions of this program that share a store each run their own; say here what changed when a
 -- record's layout does.
 --
@@ -12,10 +12,19 @@
 --   t1         "1" where nothing is ever spent on the 1st counter
 --   o1         highest cost observed so far on the 1st counter
 --   charged_at when its lease ran out                            (expired only)
--- A held one has no TTL. Its lease is its score in the leases, there and nowhere else.
+--   cost       nano-USD: the most it can cost (held), or what it was charged (once it has ended)
+--   seen       the highest cost observed so far, in nano-USD     (held only)
+--   p          particulars: who asks for what, in words for the books       (not once it is settled)
+-- A held one has no TTL. Its lease is its score in the leases, there and nowhere else. An expired one
+-- stands in `unconfirmed`, until a settlement confirms or corrects it or its record is forgotten.
 -- A counter is a hash of `spent` and `held`; it has a TTL from the command that makes it. One whose
 -- key ends in `:rolling-<width in ms>` has, instead of `spent`, an amount for each bucket, named by
 -- its number (see extauthz/ledger/rolling.py, which says the same in Python).
+--
+-- The books of an org are one stream, `rows`, with one row for every ending and every correction; the
+-- second part of a row's id is its number, without gaps. A row is written by the same script that
+-- changes the counters, or there is no change: a store without the stream has lost its books (or has
+-- none yet), and every script refuses to write there. See extauthz/ledger/rows.py for the fields.
 --
 -- The overrides of an org are one hash: `pause:agent:NAME` and `pause:team:NAME` are "@<until_ms>",
 -- or "@" without an end; a budget's id is the words "=<limit>@<until_ms>" and "+<top-up>@<until_ms>".
@@ -32,7 +41,8 @@ local CLOCK_SKEW_MS_MAX = 1000
 local COUNTER_MAX = 2 ^ 62
 local AMOUNT_MAX = 2 ^ 52
 local BUCKETS = 96
-local FIRST_COUNTER = 3 -- KEYS: 1 the reservation, 2 the leases, then its counters in order
+-- KEYS of every script that may end a reservation; reserve has the overrides in the fourth place.
+local RECORD, LEASES, ROWS, UNCONFIRMED, FIRST_COUNTER = 1, 2, 3, 4, 5
 
 local function as_text(number)
   return string.format('%.0f', number)
@@ -44,6 +54,10 @@ local function clock_is_off(at_ms)
   local time = redis.call('TIME')
   local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
   return math.abs(now_ms - tonumber(at_ms)) > CLOCK_SKEW_MS_MAX
+end
+
+local function books_are_closed()
+  return redis.call('EXISTS', KEYS[ROWS]) == 0
 end
 
 local function read_record(key)
@@ -67,6 +81,34 @@ local function names_its_counters(record)
     end
   end
   return record['k' .. (count + 1)] == nil
+end
+
+-- One row of the books. `words` are at_ms, outcome, id, cost, and where they apply cost_before,
+-- claimed, particulars; `postings` are lists of equal length, as texts: the counters it is about, what
+-- they held for it, what they carry for it now and before, and when they may be forgotten. Only the
+-- first row of all `opens` the books.
+local function write_row(words, postings, opens)
+  local of_org = #KEYS[ROWS] - #'rows' -- every key of an org begins alike
+  local names = {}
+  for i, key in ipairs(postings.counters or {}) do
+    names[i] = string.sub(key, of_org + #'c:' + 1)
+  end
+  local function list(values)
+    return table.concat(values or {}, ' ')
+  end
+  local row = {
+    'XADD', KEYS[ROWS], 'NOMKSTREAM', '0-*',
+    'at', words.at_ms, 'outcome', words.outcome, 'id', words.id,
+    'cost', words.cost or '0', 'cost_before', words.cost_before or '0',
+    'claimed', words.claimed or '', 'charged_at', words.charged_at or words.at_ms,
+    'counters', table.concat(names, '\n'), 'held', list(postings.held),
+    'charged', list(postings.charged), 'before', list(postings.before),
+    'forget', list(postings.forget), 'particulars', words.particulars or '',
+  }
+  if opens then
+    table.remove(row, 3)
+  end
+  redis.call(unpack(row))
 end
 
 local function width_of(key)
@@ -164,9 +206,11 @@ local function correct(key, width, at_ms, charged_at_ms, change)
   end
 end
 
--- Move what the record holds, or has charged before, to `costs`: one string per counter.
+-- Move what the record holds, or has charged before, to `costs`: one string per counter. Returns the
+-- postings of the row that tells so.
 local function move_to(record, costs, at_ms)
   local charged_before = split(record.charged or '')
+  local postings = { counters = {}, held = {}, charged = costs, before = {}, forget = {} }
   for i, cost in ipairs(costs) do
     local key = KEYS[FIRST_COUNTER + i - 1]
     local before = charged_before[i] or '0'
@@ -184,17 +228,24 @@ local function move_to(record, costs, at_ms)
     end
     remember_until(key, record['f' .. i])
     tidy_rolling(key, at_ms)
+    postings.counters[i], postings.before[i], postings.forget[i] = key, before, record['f' .. i]
+    postings.held[i] = record.state == 'held' and record['a' .. i] or '0'
   end
+  return postings
 end
 
 -- What is kept of an ended reservation: enough to answer every repeat, until the horizon.
-local function write_ended(id, state, record, costs, forget_at_ms, charged_at_ms)
-  local fields = { 'state', state, 'charged', table.concat(costs, ' ') }
+local function write_ended(id, state, record, costs, cost, forget_at_ms, charged_at_ms)
+  local fields = { 'state', state, 'charged', table.concat(costs, ' '), 'cost', cost }
   if charged_at_ms then
     fields[#fields + 1] = 'charged_at'
     fields[#fields + 1] = charged_at_ms
   end
   if state ~= 'settled' then -- a settlement may still come, on these counters
+    if record.p then
+      fields[#fields + 1] = 'p'
+      fields[#fields + 1] = record.p
+    end
     local i = 1
     while record['k' .. i] do
       for _, name in ipairs({ 'k' .. i, 'f' .. i }) do
@@ -204,22 +255,33 @@ local function write_ended(id, state, record, costs, forget_at_ms, charged_at_ms
       i = i + 1
     end
   end
-  redis.call('HSET', KEYS[1], unpack(fields))
+  if record.state == 'expired' then
+    redis.call('ZREM', KEYS[UNCONFIRMED], id)
+  end
+  redis.call('HSET', KEYS[RECORD], unpack(fields))
   for i = 1, #fields, 2 do
     record[fields[i]] = nil
   end
   for name in pairs(record) do -- what is not kept; a DEL before the HSET would be shorter
-    redis.call('HDEL', KEYS[1], name)
+    redis.call('HDEL', KEYS[RECORD], name)
   end
-  redis.call('PEXPIREAT', KEYS[1], forget_at_ms)
-  redis.call('ZREM', KEYS[2], id)
+  redis.call('PEXPIREAT', KEYS[RECORD], forget_at_ms)
+  redis.call('ZREM', KEYS[LEASES], id)
 end
 
--- The answer to an ending that comes again: the same one, or one that contradicts the first.
-local function repeated(id, record, costs)
+-- The answer to an ending that comes again: the same one, or one that contradicts the first, which
+-- is written down and changes nothing.
+local function repeated(id, at_ms, record, costs, cost, particulars)
   local charged, now = record.charged, table.concat(costs, ' ')
   local both_free = not string.find(charged, '[1-9]') and not string.find(now, '[1-9]')
-  return { id, (charged == now or both_free) and 'duplicate' or 'conflict', charged }
+  if record.cost == cost and (charged == now or both_free) then
+    return { id, 'duplicate', charged }
+  end
+  write_row({
+    at_ms = at_ms, outcome = 'conflict', id = id, cost = record.cost, cost_before = record.cost,
+    claimed = cost, particulars = particulars,
+  }, {})
+  return { id, 'conflict', charged }
 end
 
 -- Whether an end, as it is written, is still to come; '' is none.

@@ -1,22 +1,23 @@
 #!lua
 -- Hold an amount on every counter at once, or on none.
 --
--- KEYS  1 reservation, 2 leases, 3 overrides, 4.. counters
+-- KEYS  1 reservation, 2 leases, 3 rows, 4 overrides, 5.. counters
 -- ARGV  1 id, 2 at_ms, 3 lease_until_ms, 4 whose pause refuses it ("agent:NAME team:NAME"),
+--       5 the most it can cost in nano-USD, 6 particulars,
 --       then for each counter: amount, limit, enforcing 0|1, forget_at_ms, transient 0|1, and the
 --       id of the budget whose overrides apply, or nothing
 -- Reply {id, "reserved" | "refused", spent, held, limit, ...}  balances as they stood before
 --       {id, "held_already", spent, held, limit, ...}          a repeat: balances as they stand
 --       {id, "paused", until_ms}                               '' without an end
 --       {id, "ended", state}                                   never an admission
---       {id, "clock_skew"} | {id, "holds_mismatch"} | {id, "counter_range", key}
+--       {id, "books_closed"} | {id, "clock_skew"} | {id, "holds_mismatch"} | {id, "counter_range", key}
 --       where spent may be several amounts to be added up, and limit is the one in force
 --
 -- Without allow-oom: a store that is full refuses before the script runs, never half-way.
 
-FIRST_COUNTER = 4
+local OVERRIDES = UNCONFIRMED -- which no reserve has anything to do with
 local id, at_ms, lease_until_ms = ARGV[1], ARGV[2], ARGV[3]
-local ARGS_BEFORE, ARGS_PER_HOLD = 4, 6
+local ARGS_BEFORE, ARGS_PER_HOLD = 6, 6
 assert(#ARGV == ARGS_BEFORE + ARGS_PER_HOLD * (#KEYS - FIRST_COUNTER + 1), 'arguments per counter')
 
 local function hold_of(i)
@@ -34,7 +35,10 @@ end
 if clock_is_off(at_ms) then
   return { id, 'clock_skew' }
 end
-local record = read_record(KEYS[1])
+if books_are_closed() then
+  return { id, 'books_closed' }
+end
+local record = read_record(KEYS[RECORD])
 if record and record.state ~= 'held' then
   return { id, 'ended', record.state }
 end
@@ -53,7 +57,7 @@ for i = FIRST_COUNTER, #KEYS do
   holds[i] = hold_of(i)
   names[#names + 1] = holds[i].budget_id
 end
-local overrides = redis.call('HMGET', KEYS[3], unpack(names))
+local overrides = redis.call('HMGET', KEYS[OVERRIDES], unpack(names))
 
 local paused_until
 for n = 1, #pausable do
@@ -89,7 +93,7 @@ if out_of_range then
   return { id, 'counter_range', out_of_range }
 end
 
-local fields = { 'state', 'held' }
+local fields = { 'state', 'held', 'cost', ARGV[5], 'p', ARGV[6] }
 for i = FIRST_COUNTER, #KEYS do
   local hold, n = holds[i], i - FIRST_COUNTER + 1
   redis.call('HINCRBY', KEYS[i], 'held', hold.amount)
@@ -104,6 +108,6 @@ for i = FIRST_COUNTER, #KEYS do
     fields[#fields + 1] = '1'
   end
 end
-redis.call('HSET', KEYS[1], unpack(fields))
-redis.call('ZADD', KEYS[2], lease_until_ms, id)
+redis.call('HSET', KEYS[RECORD], unpack(fields))
+redis.call('ZADD', KEYS[LEASES], lease_until_ms, id)
 return reply

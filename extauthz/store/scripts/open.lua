@@ -1,0 +1,19 @@
+#!lua
+-- Open the books of an org: nothing is written into a store that has none.
+--
+-- KEYS  1, 2 not used, 3 rows
+-- ARGV  1 id, 2 at_ms
+-- Reply {id, "opened" | "open"}
+--       {id, "clock_skew"}
+
+local id, at_ms = ARGV[1], ARGV[2]
+assert(#ARGV == 2, 'two arguments')
+
+if clock_is_off(at_ms) then
+  return { id, 'clock_skew' }
+end
+if not books_are_closed() then
+  return { id, 'open' }
+end
+write_row({ at_ms = at_ms, outcome = 'opened', id = id }, {}, 'opens')
+return { id, 'opened' }

@@ -18,6 +18,10 @@ _SLOW = {
 }
 
 
+_REST_SECONDS = 0.05
+"""after a call that failed, so that an outage is no race between agents and their refusals"""
+
+
 @dataclass(slots=True)
 class Load:
     """JSON calls and streams to both providers, in turn, by each of several workers."""
@@ -40,6 +44,10 @@ class Load:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Call no more, and wait until the calls under way have ended."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -77,3 +85,56 @@ class Load:
             with self._lock:
                 self.completed += ended
                 self.failed += not ended
+            if not ended:
+                self._stop.wait(_REST_SECONDS)
+
+
+@dataclass(slots=True)
+class Streams:
+    """Streams that have all begun where the block begins, and last about so many seconds."""
+
+    sidecar: Sidecar
+    agent: str
+    seconds: int
+    count: int
+    ended: int = 0
+    """so many were read to their end"""
+    _begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __enter__(self) -> Self:
+        self._threads = [threading.Thread(target=self._read) for _ in range(self.count)]
+        for thread in self._threads:
+            thread.start()
+        for _ in self._threads:
+            assert self._begun.acquire(timeout=60), "a stream did not begin"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.join()
+
+    def join(self) -> None:
+        """Wait until all have ended."""
+        for thread in self._threads:
+            thread.join()
+
+    def _read(self) -> None:
+        chunks = {
+            "x-sandbox-chunks": str(4 * self.seconds),
+            "x-sandbox-chunk-delay-ms": "250",
+        }
+        with self.sidecar.openai(self.agent).chat.completions.create(
+            model="gpt-4o-mini",
+            messages=MESSAGES,
+            max_tokens=50,
+            user=self.agent,
+            stream=True,
+            extra_headers=chunks,
+        ) as answer:
+            next(iter(answer))
+            self._begun.release()
+            for _ in answer:
+                pass
+        with self._lock:
+            self.ended += 1

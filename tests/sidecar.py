@@ -200,16 +200,20 @@ class Sidecar:
                 total += float(value)
         return total
 
-    def balance(self, agent_name: str, window: str = "day") -> tuple[int, int]:
-        """(spent, held) in nano-USD of an agent's budget, as the admin listener tells it."""
+    def budgets(self) -> list[dict[str, Any]]:
+        """Every budget in its current window, as the admin listener tells it."""
         token = (self.data_dir / "admin_token").read_text().strip()
         request = urllib.request.Request(
             f"http://{self.config['listen']['admin']}/v1/budgets",
             headers={"authorization": f"Bearer {token}"},
         )
         with urllib.request.urlopen(request, timeout=5) as response:
-            budgets = json.load(response)["budgets"]
-        for budget in budgets:
+            budgets: list[dict[str, Any]] = json.load(response)["budgets"]
+        return budgets
+
+    def balance(self, agent_name: str, window: str = "day") -> tuple[int, int]:
+        """(spent, held) in nano-USD of an agent's budget."""
+        for budget in self.budgets():
             if (budget["scope"], budget["name"], budget["window"]) == ("agent", agent_name, window):
                 return nanousd(budget["spent"]), nanousd(budget["held"])
         raise LookupError(agent_name)

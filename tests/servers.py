@@ -13,7 +13,7 @@ import redis
 
 from extauthz.store.embedded import valkey_binary, valkey_command
 
-START_SECONDS_MAX = 20
+START_SECONDS_MAX = 60
 
 
 def debian_redis() -> str | None:
@@ -21,8 +21,8 @@ def debian_redis() -> str | None:
     return shutil.which("redis-server")
 
 
-def until(is_true: Callable[[], bool], seconds: float = 20) -> None:
-    """Poll for a condition."""
+def until(is_true: Callable[[], bool], seconds: float = 60) -> None:
+    """Poll for a condition; the limit is for what never comes, not for what is slow."""
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, "it did not come to pass"

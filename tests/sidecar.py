@@ -39,7 +39,7 @@ CREDENTIALS = {
     "SANDBOX_OPENAI_CREDENTIAL": "sk-sandbox-openai-credential",
     "SANDBOX_ANTHROPIC_CREDENTIAL": "sk-sandbox-anthropic-credential",
 }
-START_SECONDS_MAX = 40
+START_SECONDS_MAX = 90
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -231,7 +231,7 @@ class Sidecar:
 
         return asyncio.run(read())
 
-    def until_settled(self, seconds: float = 20) -> None:
+    def until_settled(self, seconds: float = 60) -> None:
         """Wait until no reservation is open."""
         until(lambda: self.metric("extauthz_reservations_open") == 0, seconds)
 

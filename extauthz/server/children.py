@@ -35,7 +35,8 @@ class Child:
     command: Sequence[str]
     env: Mapping[str, str]
     is_ready: Callable[[], Awaitable[bool]]
-    ready_seconds: float = 15.0
+    ready_seconds: float = 60.0
+    """long, for a host that is busy, as it is at boot; a process that fails ends at once"""
     log_file: Path | None = None
     """where its output goes; None: to the parent's standard error"""
     held_open: Sequence[int] = ()

@@ -34,7 +34,7 @@ OUTAGES = {
 }
 SIZES = [
     SECONDS,
-    pytest.param(SECONDS_FULL, marks=[pytest.mark.full, pytest.mark.timeout(300)]),
+    pytest.param(SECONDS_FULL, marks=[pytest.mark.full, pytest.mark.timeout(600)]),
 ]
 NAMES = [f"bot{number}" for number in range(2 * len(OUTAGES))]
 

@@ -238,16 +238,6 @@ def test_as_many_calls_at_once_as_an_agent_may_have_and_no_more(
     assert checks_of(sidecar, name, "too_many_in_flight") == 2
 
 
-def test_an_agent_with_one_call_at_a_time_may_call_back_to_back(sidecar: Sidecar) -> None:
-    sidecar.until_settled()
-    client = client_of(sidecar, "openai", "busy-openai", max_retries=0)
-
-    for _ in range(5):
-        ask(client)
-
-    sidecar.until_settled()
-
-
 def test_a_budget_for_all_time_has_no_reset_to_wait_for(sidecar: Sidecar) -> None:
     spend_one_call(sidecar, "openai", "forever")
     sidecar.until_settled()

@@ -15,6 +15,8 @@ from extauthz.store.base import StoreError, StoreUnavailableError, org_prefix
 from extauthz.store.redis import RedisStore
 from extauthz.store.url import Address, StoreUrl
 
+PATIENCE_SECONDS = 90
+
 
 class Load:
     """Agents that reserve and settle on one org, and what they were told."""
@@ -39,7 +41,7 @@ class Load:
     async def until_settled(self, more: int) -> None:
         """Wait until so many more calls have been settled."""
         wanted = len(self.settled) + more
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(self.settled) < wanted:
                 for task in self._tasks:
                     if task.done():
@@ -48,7 +50,7 @@ class Load:
 
     async def until_refused(self, times: int) -> None:
         """Wait until so many commands have had no answer."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(self.refusals) < times:  # noqa: ASYNC110 of several tasks
                 await asyncio.sleep(0.005)
 
@@ -192,7 +194,8 @@ async def test_a_batch_goes_to_every_node_and_comes_back_in_order(
 
 async def test_a_frozen_node_takes_no_other_with_it() -> None:
     with Cluster() as cluster:
-        store = RedisStore.from_url(cluster.url, command_timeout_s=0.5)
+        # Long enough for those that are alive on a busy machine.
+        store = RedisStore.from_url(cluster.url, command_timeout_s=3)
         calls = [Call() for _ in range(30)]
         await asyncio.gather(*(store.reserve(call.reserve()) for call in calls))
         frozen = cluster.owner(slot_of(calls[0].org))
@@ -296,8 +299,7 @@ async def test_a_demoted_primary_is_not_even_read(sentinels: Sentinels) -> None:
     until(servers.is_in_sync)
 
     await asyncio.to_thread(until, servers.has_failed_over)
-    # On a busy machine Sentinels take the delay for a clock that jumps, and pause for 30 s.
-    await asyncio.to_thread(until, lambda: demoted(servers.primary), 60)
+    await asyncio.to_thread(until, lambda: demoted(servers.primary))
     ending = await store.settle(call.settle())
 
     assert ending.outcome is Outcome.SETTLED

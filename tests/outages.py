@@ -57,11 +57,12 @@ def away(sidecar: Sidecar, parts: dict[str, str]) -> Iterator[None]:
 
 
 def answers(sidecar: Sidecar) -> bool:
-    """Whether the service is there and has its store: at a scrape, budgets are read from it."""
+    """Whether the service is there and has its store."""
     try:
-        return sidecar.metric("extauthz_budget_limit_usd") > 0
+        sidecar.standing()
     except OSError:
         return False
+    return True
 
 
 def surprises(sidecar: Sidecar) -> list[dict[str, Any]]:
@@ -80,3 +81,8 @@ def surprises(sidecar: Sidecar) -> list[dict[str, Any]]:
 
 def spool_files(sidecar: Sidecar) -> list[Path]:
     return sorted((sidecar.data_dir / "spool").glob("*.spool"))
+
+
+def is_drained(sidecar: Sidecar) -> bool:
+    """Whether nothing waits in the spool; a segment goes a moment after its last settlement."""
+    return sidecar.metric("extauthz_spool_depth") == 0 and not spool_files(sidecar)

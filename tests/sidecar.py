@@ -16,6 +16,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -40,6 +42,7 @@ CREDENTIALS = {
     "SANDBOX_ANTHROPIC_CREDENTIAL": "sk-sandbox-anthropic-credential",
 }
 START_SECONDS_MAX = 90
+BUSY_SECONDS_MAX = 20
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -172,7 +175,7 @@ class Sidecar:
             **{
                 "base_url": f"{self.egress}/openai/v1",
                 "max_retries": 0,
-                "timeout": 30,
+                "timeout": 60,
                 **options,
             },
         )
@@ -184,36 +187,56 @@ class Sidecar:
             **{
                 "base_url": f"{self.egress}/anthropic",
                 "max_retries": 0,
-                "timeout": 30,
+                "timeout": 60,
                 **options,
             },
         )
         return self.clients.enter_context(client)
 
     def metric(self, name: str, /, **labels: str) -> float:
-        """The sum of a metric's series that have these labels; 0.0 if there is none."""
-        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=5) as response:
-            text = response.read().decode()
-        total = 0.0
-        for found, label_text, value in _SAMPLE.findall(text):
-            if found == name and labels.items() <= dict(_LABEL.findall(label_text)).items():
-                total += float(value)
-        return total
+        """The sum of a metric's series that have these labels; 0.0 if there is none.
 
-    def budgets(self) -> list[dict[str, Any]]:
-        """Every budget in its current window, as the admin listener tells it."""
+        Budgets have no series while the store does not answer: they are asked for again.
+        """
+        found = self._samples(name)
+        deadline = time.monotonic() + BUSY_SECONDS_MAX
+        while not found and name.startswith("extauthz_budget_") and time.monotonic() < deadline:
+            time.sleep(0.1)
+            found = self._samples(name)
+        return sum((value for has, value in found if labels.items() <= has.items()), 0.0)
+
+    def _samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=30) as response:
+            text = response.read().decode()
+        return [
+            (dict(_LABEL.findall(label_text)), float(value))
+            for found, label_text, value in _SAMPLE.findall(text)
+            if found == name
+        ]
+
+    def standing(self) -> dict[str, Any]:
+        """Every budget in its current window and the open reservations, as the admin listener
+        tells it; a store that is busy for a moment is asked again."""
         token = (self.data_dir / "admin_token").read_text().strip()
         request = urllib.request.Request(
             f"http://{self.config['listen']['admin']}/v1/budgets",
             headers={"authorization": f"Bearer {token}"},
         )
-        with urllib.request.urlopen(request, timeout=5) as response:
-            budgets: list[dict[str, Any]] = json.load(response)["budgets"]
-        return budgets
+        deadline = time.monotonic() + BUSY_SECONDS_MAX
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as response:
+                    standing: dict[str, Any] = json.load(response)
+                    return standing
+            except urllib.error.HTTPError as error:
+                with error:
+                    if error.code != 503 or time.monotonic() > deadline:
+                        raise
+            time.sleep(0.1)
 
     def balance(self, agent_name: str, window: str = "day") -> tuple[int, int]:
         """(spent, held) in nano-USD of an agent's budget."""
-        for budget in self.budgets():
+        for budget in self.standing()["budgets"]:
             if (budget["scope"], budget["name"], budget["window"]) == ("agent", agent_name, window):
                 return nanousd(budget["spent"]), nanousd(budget["held"])
         raise LookupError(agent_name)
@@ -232,8 +255,11 @@ class Sidecar:
         return asyncio.run(read())
 
     def until_settled(self, seconds: float = 60) -> None:
-        """Wait until no reservation is open."""
-        until(lambda: self.metric("extauthz_reservations_open") == 0, seconds)
+        """Wait until no reservation is open.
+
+        Not by the metrics: while the store does not answer, they tell of no reservations at all.
+        """
+        until(lambda: self.standing()["open_reservations"] == 0, seconds)
 
 
 def nanousd(text: str) -> int:

@@ -68,6 +68,7 @@ from extauthz.ledger.commands import (
     fits,
     fits_all,
 )
+from extauthz.ledger.counter import Counter
 from extauthz.ledger.overrides import (
     Applied,
     BudgetOverride,
@@ -92,6 +93,7 @@ __all__ = [
     "Change",
     "Charge",
     "ClockSkewError",
+    "Counter",
     "CounterRangeError",
     "Ending",
     "Hold",

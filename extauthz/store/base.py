@@ -61,6 +61,7 @@ class StoredReservation:
         charged: what each counter carries for it, once it has ended.
         cost_nanousd: the most it can cost while it is held, then what it was charged.
         particulars: who asked for what; nothing where a settlement has ended it for good.
+        held: what it holds on each counter, while it is held.
     """
 
     state: State
@@ -68,6 +69,7 @@ class StoredReservation:
     charged: tuple[int, ...] = ()
     cost_nanousd: int = 0
     particulars: str = ""
+    held: tuple[int, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -156,6 +158,11 @@ def counter_key(org: str, budget_id: str, window_start_ms: int | None) -> str:
 def rolling_counter_key(org: str, budget_id: str, length_ms: int) -> str:
     """The key of one budget's counter in a rolling window, which tells the ledger what it is."""
     return f"{org_prefix(org)}c:{budget_id}:rolling-{bucket_width_ms(length_ms)}"
+
+
+def counter_key_of(org: str, name: str) -> str:
+    """The key of a counter as the rows of its org name it."""
+    return f"{org_prefix(org)}c:{name}"
 
 
 def org_prefix(org: str) -> str:

@@ -164,21 +164,29 @@ def override_call(command: Override) -> Call:
     )
 
 
-def open_call(org: str, at_ms: int) -> Call:
+def open_call(
+    org: str,
+    at_ms: int,
+    first_seq: int = 1,
+    outcome: RowOutcome = RowOutcome.OPENED,
+    particulars: str = "",
+) -> Call:
     """See `scripts/open.lua`."""
     keys = own_keys(org, OPENING_ID)[:3]
-    return Call(script.OPEN, org, keys, (OPENING_ID, str(at_ms)))
+    args = (OPENING_ID, str(at_ms), str(first_seq), outcome.value, particulars)
+    return Call(script.OPEN, org, keys, args)
 
 
 def stored(record: Sequence[str]) -> StoredReservation:
     """A record's fields as a reservation."""
-    fields = dict(zip(record[::2], record[1::2], strict=True))
+    fields, keys = pairs(record), counters(record)
     return StoredReservation(
         State(fields["state"]),
-        tuple((key, int(fields[f"f{n}"])) for n, key in enumerate(counters(record), 1)),
+        tuple((key, int(fields[f"f{n}"])) for n, key in enumerate(keys, 1)),
         tuple(map(int, fields.get("charged", "").split())),
         int(fields["cost"]),
         fields.get("p", ""),
+        tuple(int(fields[f"a{n}"]) for n in range(1, len(keys) + 1) if f"a{n}" in fields),
     )
 
 

@@ -114,6 +114,7 @@ class MemoryStore:
                 () if one.state is State.HELD else one.charged,
                 one.cost_nanousd,
                 "" if one.state is State.SETTLED else one.particulars,
+                tuple(h.amount for h in one.holds) if one.state is State.HELD else (),
             )
             for id_ in ids
             if (one := known.get(id_)) is not None

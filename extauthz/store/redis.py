@@ -29,6 +29,7 @@ from extauthz.ledger import (
     width_of,
 )
 from extauthz.store.base import StoredReservation, check_keys
+from extauthz.store.bookkeeping import Bookkeeping
 from extauthz.store.cluster import ClusterTopology
 from extauthz.store.codec import (
     SKEW,
@@ -106,6 +107,11 @@ class RedisStore:
         wait = Wait(wait_replicas, int(command_timeout_s * 500)) if wait_replicas else None
         courier = Courier(topology, command_timeout_s=command_timeout_s)
         return cls(courier, require_durable=require_durable, wait=wait)
+
+    @property
+    def bookkeeping(self) -> Bookkeeping:
+        """What an audit and a rebuild work with, over the same connections."""
+        return Bookkeeping(self._courier)
 
     @property
     def primary_changes(self) -> int:

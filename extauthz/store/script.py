@@ -35,6 +35,10 @@ RENEW = _load("renew.lua")
 EXPIRE = _load("expire.lua")
 OVERRIDE = _load("override.lua")
 OPEN = _load("open.lua")
+CLOSE = _load("close.lua")
+CUT = _load("cut.lua")
+REPAIR = _load("repair.lua")
+RESTORE = _load("restore.lua")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 -- Open the books of an org: nothing is written into a store that has none.
 --
 -- KEYS  1, 2 not used, 3 rows
--- ARGV  1 id, 2 at_ms
+-- ARGV  1 id, 2 at_ms, 3 number of the first row, 4 its outcome: opened | repair, 5 particulars
 -- Reply {id, "opened" | "open"}
 --       {id, "clock_skew"}
 
 local id, at_ms = ARGV[1], ARGV[2]
-assert(#ARGV == 2, 'two arguments')
+assert(#ARGV == 5, 'five arguments')
 
 if clock_is_off(at_ms) then
   return { id, 'clock_skew' }
@@ -15,5 +15,5 @@ end
 if not books_are_closed() then
   return { id, 'open' }
 end
-write_row({ at_ms = at_ms, outcome = 'opened', id = id }, {}, 'opens')
+write_row({ at_ms = at_ms, outcome = ARGV[4], id = id, particulars = ARGV[5] }, {}, ARGV[3])
 return { id, 'opened' }

@@ -86,8 +86,8 @@ end
 -- One row of the books. `words` are at_ms, outcome, id, cost, and where they apply cost_before,
 -- claimed, particulars; `postings` are lists of equal length, as texts: the counters it is about, what
 -- they held for it, what they carry for it now and before, and when they may be forgotten. Only the
--- first row of all `opens` the books.
-local function write_row(words, postings, opens)
+-- row that opens the books says which number it has.
+local function write_row(words, postings, first)
   local of_org = #KEYS[ROWS] - #'rows' -- every key of an org begins alike
   local names = {}
   for i, key in ipairs(postings.counters or {}) do
@@ -105,8 +105,9 @@ local function write_row(words, postings, opens)
     'charged', list(postings.charged), 'before', list(postings.before),
     'forget', list(postings.forget), 'particulars', words.particulars or '',
   }
-  if opens then
+  if first then
     table.remove(row, 3)
+    row[3] = '0-' .. first
   end
   redis.call(unpack(row))
 end

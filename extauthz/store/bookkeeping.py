@@ -1,0 +1,158 @@
+"""What an audit and a rebuild do to a store: look at one instant, repair, put back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from extauthz.ledger import RowOutcome
+from extauthz.store import script
+from extauthz.store.base import BooksClosedError, StoreError, check_keys, org_prefix
+from extauthz.store.codec import OPENING_ID, checked, open_call, own_keys, pairs, record_key
+from extauthz.store.courier import Courier
+from extauthz.store.script import Call
+
+_SCANNED_AT_ONCE = 1000
+
+Fields = Mapping[str, int]
+"""A counter as it stands: `spent` or numbered buckets, and `held`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """An org at one instant.
+
+    Attributes:
+        last_seq: the number of its last row.
+        open_ids: the reservations that hold anything.
+        counters: those that were asked for, in that order; empty where there is none.
+    """
+
+    last_seq: int
+    open_ids: tuple[str, ...]
+    counters: tuple[Fields, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """One field of a counter: what it showed (None: it was not there), what it must show."""
+
+    field: str
+    shown: int | None
+    due: int
+
+
+class BooksOpenError(StoreError):
+    """Somebody works with the books that were to be put back; nothing was changed."""
+
+
+class Bookkeeping:
+    """The books of a Redis or Valkey store; each method is one atomic step."""
+
+    def __init__(self, courier: Courier) -> None:
+        self._courier = courier
+
+    async def counter_keys(self, org: str) -> list[str]:
+        """The keys of all counters of an org, which may come and go meanwhile."""
+        found: set[str] = set()
+        cursor = "0"
+        while True:
+            words = ("MATCH", f"{org_prefix(org)}c:*", "COUNT", str(_SCANNED_AT_ONCE))
+            ((cursor, keys),) = await self._courier.read(org, ("SCAN", cursor, *words))
+            found.update(keys)
+            if str(cursor) == "0":
+                return sorted(found)
+
+    async def cut(self, org: str, keys: Sequence[str]) -> Cut:
+        """How counters, open reservations and rows stand at one instant.
+
+        Raises:
+            BooksClosedError: there are no books.
+            StoreError: the store does not answer.
+        """
+        check_keys(org, keys)
+        words = (*own_keys(org, "cut"), *keys)
+        _, _, last_seq, open_ids, *found = await self._run(Call(script.CUT, org, words, ("cut",)))
+        counters = tuple(
+            {field: int(amount) for field, amount in pairs(flat).items()} for flat in found
+        )
+        return Cut(int(last_seq), tuple(open_ids), counters)
+
+    async def repair(
+        self,
+        org: str,
+        key: str,
+        corrections: Sequence[Correction],
+        *,
+        id_: str,
+        at_ms: int,
+        forget_at_ms: int,
+        particulars: str,
+    ) -> bool:
+        """Set a counter, with a row; False if it shows something else by now.
+
+        Raises:
+            StoreError: nothing was changed.
+        """
+        check_keys(org, [key])
+        args = [id_, str(at_ms), str(forget_at_ms), particulars]
+        for one in corrections:
+            shown = "" if one.shown is None else str(one.shown)
+            args += [one.field, shown, str(one.due)]
+        call = Call(script.REPAIR, org, (*own_keys(org, id_), key), tuple(args))
+        return (await self._run(call))[1] == "repaired"
+
+    async def close(self, org: str, last_read: int) -> bool:
+        """Close the books; False if a row was written after those that were read."""
+        call = Call(script.CLOSE, org, own_keys(org, OPENING_ID)[:3], (OPENING_ID, str(last_read)))
+        return (await self._run(call))[1] == "closed"
+
+    async def restore_counter(self, org: str, key: str, fields: Fields, forget_at_ms: int) -> None:
+        """Put a counter back.
+
+        Raises:
+            BooksOpenError: the books are open.
+        """
+        check_keys(org, [key])
+        words = [str(word) for pair in fields.items() for word in pair]
+        await self._restore(org, key, words, forget_at_ms)
+
+    async def restore_ended(
+        self, org: str, id_: str, fields: Mapping[str, str], forget_at_ms: int, *, expired: bool
+    ) -> None:
+        """Put back what is remembered of an ended reservation, as `prelude.lua` describes it.
+
+        Raises:
+            BooksOpenError: the books are open.
+        """
+        words = [word for pair in fields.items() for word in pair]
+        unconfirmed = id_ if expired else ""
+        await self._restore(org, record_key(org, id_), words, forget_at_ms, unconfirmed)
+
+    async def open(self, org: str, at_ms: int, first_seq: int, particulars: str) -> None:
+        """Open the books again, going on after the rows that are in the archive."""
+        await self._run(open_call(org, at_ms, first_seq, RowOutcome.REPAIR, particulars))
+
+    async def are_open(self, org: str) -> bool:
+        """Whether the store has the books at all."""
+        try:
+            await self.cut(org, ())
+        except BooksClosedError:
+            return False
+        return True
+
+    async def _restore(
+        self, org: str, key: str, words: list[str], forget_at_ms: int, unconfirmed: str = ""
+    ) -> None:
+        args = (OPENING_ID, str(forget_at_ms), unconfirmed, *words)
+        call = Call(script.RESTORE, org, (*own_keys(org, OPENING_ID), key), args)
+        if (await self._run(call))[1] == "books_open":
+            raise BooksOpenError(
+                f"the books of the org '{org}' were opened by somebody else meanwhile: stop the "
+                "services on this store, and start again"
+            )
+
+    async def _run(self, call: Call) -> list[str]:
+        (answer,) = await self._courier.run([call])
+        reply = checked(call.org, answer)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply

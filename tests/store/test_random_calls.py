@@ -248,7 +248,7 @@ class Books:
 
     def __init__(self, traffic: "Traffic") -> None:
         self.witness, self.limits = traffic.witness, traffic.limits
-        self.told, self.seen = traffic.told, traffic.seen
+        self.told, self.seen, self.too_old = traffic.told, traffic.seen, traffic.too_old
         self.spent: Counter[Bucket] = Counter()
         self.held: Counter[Bucket] = Counter()
         self.calls: dict[str, Entry] = {}
@@ -291,6 +291,10 @@ class Books:
 
     def _settle(self, id_: str, n: int, _at_ms: int, answer: Any) -> None:
         cost = self.told[id_][n]
+        if id_ in self.too_old:
+            assert answer == Ending(id_, Outcome.DEAD_LETTER)
+            self.counts[Outcome.DEAD_LETTER] += 1
+            return
         known = self.calls.get(id_)
         if known is None:
             asked = self.witness.asked[id_]
@@ -371,6 +375,7 @@ class Traffic:
         self.witness = Witness(self.store, self.clock)
         self.told: defaultdict[str, list[int]] = defaultdict(list)
         self.seen: defaultdict[str, list[int]] = defaultdict(list)
+        self.too_old: set[str] = set()
         self.numbers = itertools.count()
         self.later: list[tuple[int, int, CallRecord, int, str]] = []
         self.looking = asyncio.Lock()
@@ -436,7 +441,7 @@ class Traffic:
         used = rng.randrange(0, asked.tokens + 1, 100)
         for _ in range(rng.randrange(4)):
             await asyncio.sleep(0)  # others come first
-        match rng.randrange(12):
+        match rng.randrange(13):
             case 0 | 1:
                 await self._settle(record, used)
             case 2:
@@ -474,6 +479,12 @@ class Traffic:
                 await self._settle(lost, used)
                 if rng.random() < 0.5:
                     await self._settle(lost, used)
+                self._plan(record, 0, "release", LEASE_MS + rng.randrange(HOUR_MS))
+            case 12:
+                reserved_at_ms = self.clock.now - HORIZON_MS - 1
+                old = replace(record, reservation_id=str(uuid4()), reserved_at_ms=reserved_at_ms)
+                self.too_old.add(old.reservation_id)
+                await self._settle(old, used)
                 self._plan(record, 0, "release", LEASE_MS + rng.randrange(HOUR_MS))
 
     def _plan(self, record: CallRecord, tokens: int, kind: str, in_ms: int) -> None:
@@ -580,8 +591,7 @@ async def order_of(server: Server, org: str) -> AsyncIterator[list[Step]]:
 
 def must_be_varied(counts: Counter[Any], calls: int) -> None:
     """Every ending came to pass, and every limit stood in somebody's way."""
-    wanted = [outcome for outcome in Outcome if outcome is not Outcome.DEAD_LETTER]
-    for what in ("granted", "overshoot", "renewed", *wanted, *(("refused", *of) for of in LIMITS)):
+    for what in ("granted", "overshoot", "renewed", *Outcome, *(("refused", *of) for of in LIMITS)):
         assert counts[what] >= calls // 500, (what, counts)
 
 

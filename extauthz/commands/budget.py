@@ -53,15 +53,21 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 async def _set(desk: Desk, options: argparse.Namespace) -> None:
     budget = _budget(desk, options.budget)
     limit = amount_of(options.limit, budget.unit)
-    until_ms = until_of(options.until, desk.at_ms)
+    until_ms = until_of(options.until, desk.clock())
+    before = (await desk.overrides()).budgets.get(budget.id, BudgetOverride())
     said = await desk.apply(Change.SET, budget.id, id_=options.id, amount=limit, until_ms=until_ms)
     print(f"{budget.id}: a limit of {shown(limit, budget.unit)}{_ending(until_ms)} {said}")
+    after = (await desk.overrides()).budgets.get(budget.id, BudgetOverride())
+    for part in set(before.top_ups) - set(after.top_ups):
+        print(f"a top-up of {shown(part.amount, budget.unit)} before it has ended by this")
+    for part in after.limits[1:]:
+        print(f"and then{_ending(part.until_ms)}: {shown(part.amount, budget.unit)}, set before")
 
 
 async def _top_up(desk: Desk, options: argparse.Namespace) -> None:
     budget = _budget(desk, options.budget)
     amount = amount_of(options.amount, budget.unit)
-    until_ms = budget.window.bounds(desk.at_ms).end_ms
+    until_ms = budget.window.bounds(desk.clock()).end_ms
     said = await desk.apply(
         Change.TOP_UP, budget.id, id_=options.id, amount=amount, until_ms=until_ms
     )
@@ -70,8 +76,7 @@ async def _top_up(desk: Desk, options: argparse.Namespace) -> None:
 
 async def _unset(desk: Desk, options: argparse.Namespace) -> None:
     # One that is in the file no longer can be unset, too.
-    (org,) = desk.policies.orgs
-    overrides = await desk.store.overrides(org, desk.at_ms)
+    overrides = await desk.overrides()
     if options.budget not in overrides.budgets:
         _budget(desk, options.budget)
     said = await desk.apply(Change.UNSET, options.budget, id_=options.id)
@@ -80,13 +85,13 @@ async def _unset(desk: Desk, options: argparse.Namespace) -> None:
 
 async def _list(desk: Desk, _options: argparse.Namespace) -> None:
     (org,) = desk.policies.orgs
-    overrides = await desk.store.overrides(org, desk.at_ms)
-    budgets = desk.policies.budgets
-    keys = [budget_line(budget, desk.at_ms)[0] for budget in budgets]
-    balances = await desk.store.balances(org, keys, desk.at_ms)
+    overrides = await desk.overrides()
+    budgets, at_ms = desk.policies.budgets, desk.clock()
+    keys = [budget_line(budget, at_ms)[0] for budget in budgets]
+    balances = await desk.store.balances(org, keys, at_ms)
     rows: list[tuple[str, ...]] = [("budget", "limit", "spent", "held", "left", "changed")]
     for budget, balance in zip(budgets, balances, strict=True):
-        limit = overrides.limit_in_force(budget.id, budget.limit, desk.at_ms)
+        limit = overrides.limit_in_force(budget.id, budget.limit, at_ms)
         left = max(0, limit - balance.spent - balance.held)
         amounts = (limit, balance.spent, balance.held, left)
         texts = [shown(amount, budget.unit) for amount in amounts]
@@ -105,9 +110,11 @@ async def _list(desk: Desk, _options: argparse.Namespace) -> None:
 
 
 def _changes(budget: Budget, override: BudgetOverride) -> str:
-    words = []
-    if override.limit is not None:
-        words.append(f"set{_ending(override.limit.until_ms)}")
+    words: list[str] = []
+    for part in override.limits:
+        words.append(f"then {shown(part.amount, budget.unit)}" if words else "set")
+        words[-1] += _ending(part.until_ms)
+    if words:
         words.append(f"(file: {shown(budget.limit, budget.unit)})")
     words += [
         f"+ {shown(part.amount, budget.unit)}{_ending(part.until_ms)}" for part in override.top_ups

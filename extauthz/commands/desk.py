@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -11,15 +11,23 @@ from pathlib import Path
 from extauthz.config import load, policies_of
 from extauthz.errors import OperatorError
 from extauthz.ids import uuid7
-from extauthz.ledger import Applied, Change, ClockSkewError, Override
+from extauthz.ledger import (
+    CLOCK_SKEW_MS_MAX,
+    Applied,
+    Change,
+    ClockSkewError,
+    Override,
+    Overrides,
+)
 from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
 from extauthz.policies import Policies, Unit
 from extauthz.service.lines import NEVER_MS
-from extauthz.service.rules import system_clock
+from extauthz.service.rules import Clock, system_clock
 from extauthz.store.base import LedgerStore, StoreError, StoreUnavailableError
 from extauthz.store.redis import RedisStore
 
 _COMMAND_TIMEOUT_S = 5.0
+_TRIES = 3
 
 
 class CommandError(OperatorError):
@@ -32,7 +40,12 @@ class Desk:
 
     policies: Policies
     store: LedgerStore
-    at_ms: int
+    clock: Clock
+
+    async def overrides(self) -> Overrides:
+        """What holds now."""
+        (org,) = self.policies.orgs
+        return await self.store.overrides(org, self.clock())
 
     async def apply(
         self,
@@ -49,20 +62,20 @@ class Desk:
             CommandError: the id was used for another change, or nobody knows what became of it.
         """
         (org,) = self.policies.orgs
+        at_ms = self.clock()
         command = Override(
-            id_ or uuid7(self.at_ms),
+            id_ or uuid7(at_ms),
             org,
-            self.at_ms,
+            at_ms,
             change,
             target,
             # As long as what it changes may last, and as long as anybody may still repeat it.
-            (self.at_ms + NEVER_MS if until_ms is None else until_ms)
-            + self.policies.settle_horizon_ms,
+            (at_ms + NEVER_MS if until_ms is None else until_ms) + self.policies.settle_horizon_ms,
             amount,
             until_ms,
         )
         try:
-            applied = await self.store.override(command)
+            applied = await self._carried_out(command)
         except StoreUnavailableError as error:
             raise CommandError(
                 f"{error}\nWhether it was carried out is not known. To be sure, repeat the command "
@@ -73,6 +86,22 @@ class Desk:
         if applied is Applied.DUPLICATE:
             return f"was done before (id {command.id}): nothing was changed"
         return f"done, in force at the next call (id {command.id})"
+
+    async def _carried_out(self, command: Override) -> Applied:
+        """Told again where the store has let it wait: a frozen one refuses what is old by then.
+
+        Raises:
+            ClockSkewError: it answers at once, and refuses: the clocks differ.
+            StoreUnavailableError: it lets each command wait.
+        """
+        for _ in range(_TRIES):
+            command = replace(command, at_ms=self.clock())
+            try:
+                return await self.store.override(command)
+            except ClockSkewError:  # it has changed nothing
+                if self.clock() - command.at_ms < CLOCK_SKEW_MS_MAX // 2:
+                    raise
+        raise StoreUnavailableError("the store does not answer in time: it is frozen or overloaded")
 
 
 Work = Callable[[Desk, argparse.Namespace], Coroutine[None, None, None]]
@@ -93,7 +122,7 @@ def run_at_desk(work: Work) -> Callable[[argparse.Namespace], None]:
 async def _run(work: Work, options: argparse.Namespace, policies: Policies, url: str) -> None:
     store = RedisStore.from_url(url, command_timeout_s=_COMMAND_TIMEOUT_S)
     try:
-        await work(Desk(policies, store, system_clock()), options)
+        await work(Desk(policies, store, system_clock), options)
     except StoreUnavailableError as error:
         raise StoreError(f"{error} (the embedded store runs with 'extauthz up')") from error
     except ClockSkewError as error:

@@ -31,21 +31,19 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 async def _pause(desk: Desk, options: argparse.Namespace) -> None:
     _must_be_known(desk, options.kind, options.name)
-    until_ms = until_of(options.until, desk.at_ms)
+    until_ms = until_of(options.until, desk.clock())
     target = f"{options.kind}:{options.name}"
     said = await desk.apply(Change.PAUSE, target, id_=options.id, until_ms=until_ms)
     print(f"{options.kind} {options.name}: a pause {_end(until_ms)} {said}")
-    (org,) = desk.policies.orgs
-    pauses = (await desk.store.overrides(org, desk.at_ms)).pauses
+    pauses = (await desk.overrides()).pauses
     if (in_force := pauses.get(target, until_ms)) != until_ms:
         print(f"a longer one was there before and stays in force: {_end(in_force)}")
 
 
 async def _resume(desk: Desk, options: argparse.Namespace) -> None:
     target = f"{options.kind}:{options.name}"
-    (org,) = desk.policies.orgs
     # One that is in the file no longer can be resumed, too.
-    if target not in (await desk.store.overrides(org, desk.at_ms)).pauses:
+    if target not in (await desk.overrides()).pauses:
         _must_be_known(desk, options.kind, options.name)
     said = await desk.apply(Change.RESUME, target, id_=options.id)
     print(f"{options.kind} {options.name}: the end of its pause {said}")

@@ -80,6 +80,8 @@ class Reserve:
         pausable_as: whose pause refuses it, `agent:NAME` and `team:NAME`.
         estimate_nanousd: the most it can cost, whatever its counters count.
         particulars: who asks for what, for the books; the ledger never reads it.
+        remember_until_ms: its ending is remembered at least until then, whatever the horizon of
+            the command that ends it: forgotten sooner, it could be recovered and so charged again.
     """
 
     id: str
@@ -90,6 +92,7 @@ class Reserve:
     pausable_as: tuple[str, ...] = ()
     estimate_nanousd: int = 0
     particulars: str = ""
+    remember_until_ms: int = 0
 
     def __post_init__(self) -> None:
         if not self.holds:

@@ -4,15 +4,20 @@ A reserve reads them in the same atomic step in which it decides, so an override
 next one, for every process on the store. An override is applied once: its id is remembered with
 what it said, and a repeat of it changes nothing.
 
-Precedence: a limit set here replaces that of the config file while it holds (until its end, or
-until it is unset); top-ups that hold are added to either. The sum is at most `AMOUNT_MAX`. Of two
-pauses of one target the longer one holds, in whatever order they come, until it is resumed.
+Precedence: the limit that was set last replaces that of the config file while it holds (until its
+end, or until it is unset). One that was set before and ends later waits behind it, and is in force
+again afterwards; one that ends no later is forgotten, so a limit without an end replaces them all.
+So the limits of a budget lie in the order of their ends, and the one that ends next is in force.
+
+Top-ups that hold are added to whichever limit is in force. To set a limit ends those that were made
+before: who sets 0 wants nothing spent. The sum is at most `AMOUNT_MAX`. Of two pauses of one target
+the longer one holds, in whatever order they come, until it is resumed.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from extauthz.money import AMOUNT_MAX
@@ -20,12 +25,15 @@ from extauthz.money import AMOUNT_MAX
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 _PAUSE_TARGET = re.compile(r"(agent|team):[!-z|~]+")
 
+LIMITS_MAX = 8
+"""So many limits of one budget are kept; of more, those that would come next are forgotten."""
+
 
 class Change(StrEnum):
     """What an override does."""
 
     SET = "set"
-    """another limit"""
+    """another limit, without the top-ups up to now"""
     TOP_UP = "top-up"
     """more, on top of the limit in force"""
     UNSET = "unset"
@@ -58,30 +66,35 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class BudgetOverride:
-    """What is changed of one budget."""
+    """What is changed of one budget. The limits lie in the order of their ends."""
 
-    limit: Part | None = None
+    limits: tuple[Part, ...] = ()
     top_ups: tuple[Part, ...] = ()
 
     def limit_in_force(self, limit: int, at_ms: int) -> int:
         """What applies instead of the file's limit."""
-        if self.limit is not None and self.limit.holds(at_ms):
-            limit = self.limit.amount
+        base = next((part.amount for part in self.limits if part.holds(at_ms)), limit)
         more = sum(part.amount for part in self.top_ups if part.holds(at_ms))
-        return min(limit + more, AMOUNT_MAX)
+        return min(base + more, AMOUNT_MAX)
 
     def at(self, at_ms: int) -> "BudgetOverride | None":
-        """What of it holds at an instant."""
-        limit = self.limit if self.limit is not None and self.limit.holds(at_ms) else None
+        """What of it holds at an instant, or will when what ends before has ended."""
+        limits = tuple(part for part in self.limits if part.holds(at_ms))
         top_ups = tuple(part for part in self.top_ups if part.holds(at_ms))
-        return BudgetOverride(limit, top_ups) if limit or top_ups else None
+        return BudgetOverride(limits, top_ups) if limits or top_ups else None
+
+    def limited_to(self, part: Part) -> "BudgetOverride":
+        """With another limit, which is in force until its end, and without top-ups."""
+        behind = [old for old in self.limits if ends_after(old.until_ms, part.until_ms)]
+        too_many = max(0, 1 + len(behind) - LIMITS_MAX)
+        return BudgetOverride((part, *behind[too_many:]))
 
     def topped_up(self, part: Part) -> "BudgetOverride":
         """With one more; those that end together are one."""
         same = sum(old.amount for old in self.top_ups if old.until_ms == part.until_ms)
         others = tuple(old for old in self.top_ups if old.until_ms != part.until_ms)
         amount = min(same + part.amount, AMOUNT_MAX)
-        return BudgetOverride(self.limit, (*others, Part(amount, part.until_ms)))
+        return BudgetOverride(self.limits, (*others, Part(amount, part.until_ms)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +176,11 @@ def is_before(at_ms: int, until_ms: int | None) -> bool:
     return until_ms is None or at_ms < until_ms
 
 
+def ends_after(one: int | None, other: int | None) -> bool:
+    """Whether an end (None: there is none) comes after another."""
+    return other is not None and (one is None or one > other)
+
+
 def lasts_longest(ends: list[int | None]) -> int | None:
     """The last of several ends."""
     known = [end for end in ends if end is not None]
@@ -193,7 +211,7 @@ class OverrideBook:
         old = old.at(command.at_ms) or BudgetOverride()
         part = Part(command.amount, command.until_ms)
         if command.change is Change.SET:
-            self.budgets[command.target] = replace(old, limit=part)
+            self.budgets[command.target] = old.limited_to(part)
         if command.change is Change.TOP_UP:
             self.budgets[command.target] = old.topped_up(part)
         return Applied.APPLIED

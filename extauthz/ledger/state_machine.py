@@ -68,6 +68,7 @@ class _Reservation:
     charged_at_ms: int | None = None
     """when its lease ran out: which bucket of a rolling window a late settlement corrects"""
     forget_at_ms: int | None = None
+    remember_until_ms: int = 0
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -116,6 +117,7 @@ class Ledger:
             charged=nothing,
             cost_nanousd=command.estimate_nanousd,
             particulars=command.particulars,
+            remember_until_ms=command.remember_until_ms,
         )
         return Reserved(command.id, self.balances(keys, command.at_ms), limits)
 
@@ -250,11 +252,14 @@ class Ledger:
         moves = [_Move(c.key, c.forget_at_ms, spend=c.cost) for c in command.charges]
         self._move(moves, command.at_ms)
         costs = tuple(charge.cost for charge in command.charges)
+        forget_at_ms = command.at_ms + command.settle_horizon_ms
+        if known is not None and known.forget_at_ms is not None:
+            forget_at_ms = max(known.forget_at_ms, forget_at_ms)
         self.reservations[command.id] = _Reservation(
             State.SETTLED,
             charged=costs,
             cost_nanousd=command.cost_nanousd,
-            forget_at_ms=command.at_ms + command.settle_horizon_ms,
+            forget_at_ms=forget_at_ms,
         )
         outcome = Outcome.RECOVERED if known is None else Outcome.ANOMALY
         self.books.write(
@@ -308,7 +313,9 @@ class Ledger:
             particulars=command.particulars or known.particulars,
         )
         known.state, known.charged, known.cost_nanousd = to, costs, cost_nanousd
-        known.forget_at_ms = command.at_ms + command.settle_horizon_ms
+        # Whatever horizon this command was told: never shorter than that of the call.
+        remembered_ms = known.forget_at_ms or known.remember_until_ms
+        known.forget_at_ms = max(command.at_ms + command.settle_horizon_ms, remembered_ms)
 
     def _repeated(
         self,

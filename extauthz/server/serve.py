@@ -54,8 +54,6 @@ _FIXED = (
     # streams. A shorter lease alone would let those expire.
     "defaults.hold_wait",
     "defaults.lease",
-    # What ended under a shorter horizon is forgotten already: its entry would count as lost.
-    "defaults.settle_horizon",
     "defaults.org",
 )
 """What a reload cannot change."""

@@ -15,6 +15,7 @@ from typing import Protocol
 from extauthz.identity import CredentialError, hash_key, read_credential, short_name
 from extauthz.ids import uuid7
 from extauthz.ledger import (
+    CLOCK_SKEW_MS_MAX,
     Balance,
     ClockSkewError,
     CounterRangeError,
@@ -25,7 +26,7 @@ from extauthz.ledger import (
     Reserved,
 )
 from extauthz.money import AMOUNT_MAX
-from extauthz.policies import Agent, Line, Upstream
+from extauthz.policies import Agent, Line, Policies, Upstream
 from extauthz.pricing import Estimate, PricedModel
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Edit, Metering, RequestError, RequestFacts
@@ -240,11 +241,11 @@ class Authorizer:
 
     async def _reserve(self, call: CallAttributes, agent: Agent, verdict: Verdict) -> None:
         """Phase 5: hold it on every budget at once; wait a little for room that is only held."""
-        policies = self.rules.policies
         give_up_ms = verdict.at_ms + agent.hold_wait_ms
         while True:
             at_ms = self.clock()
-            command, lines, record = self._command(agent, verdict, at_ms)
+            policies = self.rules.policies
+            command, lines, record = self._command(policies, agent, verdict, at_ms)
             answer = await self._ask_store(command, policies.settle_horizon_ms)
             lines = with_limits(lines, answer.limits)
             verdict.lines, verdict.balances = lines, answer.balances
@@ -269,14 +270,13 @@ class Authorizer:
         verdict.decision = Decision.SHADOW_DENY if shadow else Decision.ALLOW
 
     def _command(
-        self, agent: Agent, verdict: Verdict, at_ms: int
+        self, policies: Policies, agent: Agent, verdict: Verdict, at_ms: int
     ) -> tuple[Reserve, tuple[Line, ...], CallRecord]:
         facts, priced, estimate = verdict.facts, verdict.priced, verdict.estimate
         assert facts is not None
         assert priced is not None
         assert estimate is not None
         assert verdict.upstream is not None
-        policies = self.rules.policies
         names = (facts.model, priced.info.id)
         budgets = policies.budgets_for(agent, verdict.key_hash, verdict.upstream.name, names)
         if not any(budget.scope.covers and not budget.shadow for budget in budgets):
@@ -286,7 +286,8 @@ class Authorizer:
                 f"agent '{agent.name}' has no budget for this model: give it one that covers it",
             )
         lines = lines_of(agent, budgets, estimate, policies, at_ms)
-        record = _record(verdict, lines, uuid7(at_ms, verdict.request_id), at_ms)
+        id_, horizon_ms = uuid7(at_ms, verdict.request_id), policies.settle_horizon_ms
+        record = _record(verdict, lines, id_, at_ms, horizon_ms)
         command = Reserve(
             record.reservation_id,
             agent.org,
@@ -296,6 +297,7 @@ class Authorizer:
             pausable_as=agent.pausable_as,
             estimate_nanousd=record.estimate_nanousd,
             particulars=record.particulars(),
+            remember_until_ms=at_ms + policies.settle_horizon_ms + 2 * CLOCK_SKEW_MS_MAX,
         )
         return command, lines, record
 
@@ -343,7 +345,9 @@ class Authorizer:
         raise Denied(Reason.STORE_UNAVAILABLE, 503, "the reservation came too late: try again")
 
 
-def _record(verdict: Verdict, lines: Sequence[Line], id_: str, at_ms: int) -> CallRecord:
+def _record(
+    verdict: Verdict, lines: Sequence[Line], id_: str, at_ms: int, settle_horizon_ms: int
+) -> CallRecord:
     assert verdict.agent is not None
     assert verdict.upstream is not None
     assert verdict.facts is not None
@@ -358,6 +362,7 @@ def _record(verdict: Verdict, lines: Sequence[Line], id_: str, at_ms: int) -> Ca
         provider=verdict.upstream.name,
         model=verdict.facts.model,
         reserved_at_ms=at_ms,
+        settle_horizon_ms=settle_horizon_ms,
         estimate_nanousd=min(verdict.estimate.nanousd, AMOUNT_MAX),
         price=verdict.priced.price_version if verdict.priced else "",
         parts=tuple(

@@ -34,6 +34,9 @@ class CallRecord:
     `key` is the short name of the agent's virtual key, `team` is empty where it has none, and
     `price` says where the estimate's price comes from: all for the books only, so that a record of
     an earlier release does without.
+
+    `settle_horizon_ms` is how long its ending is remembered, and a lost settlement recovered: what
+    was in force when it was reserved holds for this call, wherever it is ended.
     """
 
     reservation_id: str
@@ -43,6 +46,7 @@ class CallRecord:
     provider: str
     model: str
     reserved_at_ms: int
+    settle_horizon_ms: int
     estimate_nanousd: int
     parts: tuple[HeldPart, ...]
     key: str = ""
@@ -83,6 +87,7 @@ class CallRecord:
                 "model": self.model,
                 "price": self.price,
                 "at": str(self.reserved_at_ms),
+                "horizon": str(self.settle_horizon_ms),
                 "estimate": str(self.estimate_nanousd),
                 "parts": [
                     [part.key, part.unit, str(part.amount), str(part.forget_at_ms)]
@@ -112,6 +117,7 @@ class CallRecord:
                 provider=_text(data["provider"]),
                 model=_text(data["model"]),
                 reserved_at_ms=_number(data["at"]),
+                settle_horizon_ms=_number(data["horizon"]),
                 estimate_nanousd=_number(data["estimate"], AMOUNT_MAX),
                 price=_text(data.get("price", "")),
                 parts=tuple(

@@ -110,7 +110,7 @@ class Reconciler:
         policies, now_ms, ending = self._rules.policies, self._clock(), ending_of(call)
         if stored is None and ending is Ending.CHARGE:
             # Lost by the store: recovered from the record, as long as its ending would be known.
-            if now_ms - call.record.reserved_at_ms > policies.settle_horizon_ms:
+            if now_ms - call.record.reserved_at_ms > call.record.settle_horizon_ms:
                 result.too_old += 1
             else:
                 wanted.append(call)

@@ -78,7 +78,7 @@ def reserve_call(command: Reserve, wait: Wait | None) -> Call:
     check_keys(command.org, [hold.key for hold in command.holds])
     times = (str(command.at_ms), str(command.lease_until_ms))
     args = [command.id, *times, " ".join(command.pausable_as)]
-    args += [str(command.estimate_nanousd), command.particulars]
+    args += [str(command.estimate_nanousd), command.particulars, str(command.remember_until_ms)]
     for hold in command.holds:
         enforcing, transient = str(int(hold.enforcing)), str(int(hold.transient))
         args += [str(hold.amount), str(hold.limit), enforcing, str(hold.forget_at_ms), transient]

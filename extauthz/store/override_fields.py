@@ -29,15 +29,12 @@ def overrides_of(fields: Mapping[str, str], at_ms: int) -> Overrides:
 
 
 def _budget(text: str) -> BudgetOverride:
-    limit: Part | None = None
+    limits: list[Part] = []
     top_ups: list[Part] = []
     for sign, amount, until_ms in _WORD.findall(text):
         part = Part(int(amount), _until(until_ms))
-        if sign == "=":
-            limit = part
-        else:
-            top_ups.append(part)
-    return BudgetOverride(limit, tuple(top_ups))
+        (limits if sign == "=" else top_ups).append(part)
+    return BudgetOverride(tuple(limits), tuple(top_ups))
 
 
 def _until(text: str) -> int | None:

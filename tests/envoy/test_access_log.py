@@ -141,7 +141,7 @@ def test_entries_wait_for_a_sink_that_is_away(rig):
 def test_the_file_says_of_a_call_what_the_entry_says(rig, path, status):
     from envoy_data_plane.google.protobuf import Struct  # noqa: PLC0415
 
-    record = CallRecord("i", "d", "o", "bot", "openai", "m", 1, 2, (HeldPart("k", "usd", 3, 4),))
+    record = CallRecord("i", "d", "o", "bot", "openai", "m", 1, 5, 2, (HeldPart("k", "usd", 3, 4),))
 
     def allow(*_):
         response = rig.check.allow()

@@ -1,6 +1,7 @@
 """Every store does what `extauthz.ledger` says: its table row by row, and each of its rules."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from ledger_calls import (
@@ -275,6 +276,22 @@ async def test_a_renewed_lease_is_not_due_and_moves_never_back(store: LedgerStor
     assert await store.renew(call.renew(lease_ms=-DAY_MS))
 
     assert await tell(store, call.expire()) == []
+
+
+@pytest.mark.parametrize("ends", ["settle", "release", "expire", "expire, settle"])
+async def test_an_ending_is_not_forgotten_while_its_call_could_be_recovered(
+    store: LedgerStore, ends: str
+) -> None:
+    call = await brought_to(store, "unknown")
+    await store.reserve(replace(call.reserve(), remember_until_ms=now_ms() + DAY_MS))
+    for end in ends.split(", "):
+        await tell(store, getattr(call, end)(horizon_ms=-60_000))
+
+    assert call.id in await store.reservations(call.org, [call.id])
+    ending = await store.settle(call.settle())
+
+    assert ending.outcome is not Outcome.RECOVERED
+    assert ending.charged == (700, 70)
 
 
 async def test_the_highest_observed_cost_is_charged_when_the_lease_runs_out(

@@ -141,6 +141,7 @@ class Twins(RuleBasedStateMachine):
         data=st.data(),
         lease_ms=LEASES_MS,
         forget_in_ms=st.sampled_from([DAY_MS, 2 * DAY_MS]),
+        recoverable_ms=st.sampled_from([0, 0, DAY_MS]),
     )
     def reserve(
         self,
@@ -149,11 +150,13 @@ class Twins(RuleBasedStateMachine):
         data: st.DataObject,
         lease_ms: int,
         forget_in_ms: int,
+        recoverable_ms: int,
     ) -> None:
         forget_at_ms = self.at_ms() + self.lasting(forget_in_ms)
         holds = tuple(self.draw_hold(data, self.key(budget), forget_at_ms) for budget in budgets)
         at_ms = self.at_ms()  # after the drawing, which may take longer than clocks may differ
         was_known = name in self.ledger.reservations
+        remember_until_ms = recoverable_ms and at_ms + self.lasting(recoverable_ms)
         answer = self.both(
             Reserve(
                 name,
@@ -164,6 +167,7 @@ class Twins(RuleBasedStateMachine):
                 PAUSABLE,
                 estimate_nanousd=holds[0].amount,
                 particulars='{"reserved":true}',
+                remember_until_ms=remember_until_ms,
             )
         )
         if isinstance(answer, Reserved) and not was_known:
@@ -252,7 +256,7 @@ class Twins(RuleBasedStateMachine):
         budget=st.sampled_from(OVERRIDDEN),
         who=st.sampled_from(PAUSABLE),
         amount=AMOUNTS,
-        until_ms=st.sampled_from([None, None, -1500, DAY_MS, 2 * DAY_MS]),
+        until_ms=st.sampled_from([None, None, -1500, *(n * DAY_MS // 2 for n in range(1, 5))]),
     )
     def override(
         self,
@@ -309,7 +313,10 @@ class Twins(RuleBasedStateMachine):
                 for ahead_ms in self.ahead_ms
                 for balance in await store.balances(self.org, self.keys, at_ms + ahead_ms)
             ]
-            overrides = await store.overrides(self.org, at_ms)
+            overrides = [
+                await store.overrides(self.org, at_ms + ahead_ms)
+                for ahead_ms in range(0, 2 * DAY_MS, DAY_MS // 2)
+            ]
             open_ = await store.open_reservations(self.org)
             rows = await store.rows(self.org, 1, 1000)
             unconfirmed = await store.unconfirmed_ids(self.org)

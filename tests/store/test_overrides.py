@@ -24,6 +24,7 @@ from extauthz.ledger import (
     Reserved,
     Settle,
 )
+from extauthz.ledger.overrides import LIMITS_MAX
 from extauthz.ledger.rolling import BUCKETS
 from extauthz.money import AMOUNT_MAX
 from extauthz.store.base import LedgerStore, org_prefix
@@ -123,16 +124,52 @@ async def test_a_repeat_changes_nothing_and_a_contradiction_neither(store: Ledge
 
 async def test_all_that_holds_can_be_listed(store: LedgerStore) -> None:
     call, until_ms = Call(), now_ms() + DAY_MS
+    await store.override(change(call, Change.SET, amount=7, until_ms=until_ms))
     await store.override(change(call, Change.TOP_UP, amount=1, until_ms=until_ms))
     await store.override(change(call, Change.TOP_UP, amount=AMOUNT_MAX))
-    await store.override(change(call, Change.SET, amount=7, until_ms=until_ms))
     await store.override(change(call, Change.TOP_UP, amount=2, until_ms=until_ms))
     await store.override(change(call, Change.PAUSE, "team:crew", until_ms=until_ms))
     assert await store.overrides(call.org, now_ms()) == Overrides(
-        {BUDGET: BudgetOverride(Part(7, until_ms), (Part(AMOUNT_MAX), Part(3, until_ms)))},
+        {BUDGET: BudgetOverride((Part(7, until_ms),), (Part(AMOUNT_MAX), Part(3, until_ms)))},
         {"team:crew": until_ms},
     )
     assert await store.overrides(Call().org, now_ms()) == Overrides()
+
+
+async def test_limits_lie_in_the_order_of_their_ends_and_the_next_one_counts(
+    store: LedgerStore,
+) -> None:
+    call, until_ms = Call(), now_ms() + DAY_MS
+
+    async def limit_at(at_ms: int) -> int:
+        return (await store.overrides(call.org, at_ms)).limit_in_force(BUDGET, 10, at_ms)
+
+    await store.override(change(call, Change.SET, amount=50))
+    await store.override(change(call, Change.TOP_UP, amount=5))
+    for n in range(LIMITS_MAX + 3):
+        await store.override(change(call, Change.SET, amount=n, until_ms=until_ms - n))
+        assert (await store.reserve(asking(call, 90))).limits == (n,)  # type: ignore[union-attr]
+    assert [await limit_at(at) for at in (until_ms - 1, until_ms)] == [0, 50]
+    found = (await store.overrides(call.org, now_ms())).budgets[BUDGET]
+    assert (len(found.limits), found.top_ups) == (LIMITS_MAX, ())
+    await store.override(change(call, Change.SET, amount=7))
+    assert (await store.overrides(call.org, now_ms())).budgets == {
+        BUDGET: BudgetOverride((Part(7),))
+    }
+
+
+async def test_a_limit_that_ends_while_one_waits_gives_way_to_the_one_before(
+    store: LedgerStore,
+) -> None:
+    call = Call()
+    await store.override(change(call, Change.SET, amount=50))
+    until_ms = now_ms() + 150
+    await store.override(change(call, Change.SET, amount=3, until_ms=until_ms))
+    while (answer := await store.reserve(asking(call, 51))).limits == (3,):  # type: ignore[union-attr]
+        assert now_ms() < until_ms + 1000
+        await asyncio.sleep(0.01)
+    assert now_ms() >= until_ms
+    assert answer == Refused(call.id, (Balance(),), (50,))
 
 
 async def test_an_override_by_a_clock_that_is_off_changes_nothing(store: LedgerStore) -> None:

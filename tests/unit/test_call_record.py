@@ -21,11 +21,12 @@ records = st.builds(
     CallRecord,
     *[text] * 6,
     reserved_at_ms=st.integers(0, 2**53),
+    settle_horizon_ms=st.integers(0, 2**53),
     estimate_nanousd=st.integers(0, AMOUNT_MAX),
     parts=parts,
 )
 RECORD = CallRecord(
-    "id", "d", "org", "bot", "openai", "gpt-4o", 1, 2, (HeldPart("k", "usd", 3, 4),)
+    "id", "d", "org", "bot", "openai", "gpt-4o", 1, 5, 2, (HeldPart("k", "usd", 3, 4),)
 )
 
 
@@ -51,6 +52,7 @@ def changed(**fields: object) -> str:
         "", "null", "[]", "1", '"x"', "{}", "{" * 5000, "[" * 100_000, '{"v":1}',
         changed(v=2), changed(v=None), changed(id=7), changed(agent=None), changed(model=["m"]),
         changed(at="-1"), changed(at=1.5), changed(at=True), changed(at="1.5"), changed(at=" 1"),
+        changed(horizon=None), changed(horizon="-1"), changed(horizon=1),
         changed(estimate=str(AMOUNT_MAX + 1)), changed(estimate="1e3"),
         changed(estimate="9" * 5000),
         changed(parts=[]), changed(parts=None), changed(parts=[["k", "usd", "1"]]),

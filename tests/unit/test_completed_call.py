@@ -10,7 +10,7 @@ from extauthz.providers.base import CapturedResponse
 from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.completed_call import UNBILLED_STATUS, CompletedCall, Ending, ending_of
 
-RECORD = CallRecord("i", "d", "o", "bot", "openai", "m", 1, 2, (HeldPart("k", "usd", 3, 4),))
+RECORD = CallRecord("i", "d", "o", "bot", "openai", "m", 1, 5, 2, (HeldPart("k", "usd", 3, 4),))
 ANSWERED = CompletedCall(
     RECORD,
     CapturedResponse(),

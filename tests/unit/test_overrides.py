@@ -13,6 +13,7 @@ from extauthz.ledger import (
     Reserve,
     Reserved,
 )
+from extauthz.ledger.overrides import LIMITS_MAX
 from extauthz.money import AMOUNT_MAX
 
 NOW, LATER, DAY_MS = 1_790_000_000_000, 1_790_000_060_000, 86_400_000
@@ -56,7 +57,48 @@ def test_a_top_up_adds_to_whichever_limit_holds_and_ends_with_its_window() -> No
     assert (limit_at(ledger), limit_at(ledger, LATER)) == (15, 10)
     tell(ledger, Change.TOP_UP, amount=2, until_ms=LATER)
     tell(ledger, Change.SET, amount=100)
-    assert (limit_at(ledger), limit_at(ledger, LATER)) == (107, 100)
+    tell(ledger, Change.TOP_UP, amount=3, until_ms=LATER)
+    assert (limit_at(ledger), limit_at(ledger, LATER)) == (103, 100)
+
+
+@pytest.mark.parametrize("until_ms", [None, LATER])
+def test_a_limit_that_is_set_ends_the_top_ups_before_it_and_for_good(until_ms: int | None) -> None:
+    ledger = Ledger()
+    tell(ledger, Change.TOP_UP, amount=5)
+    tell(ledger, Change.SET, amount=0, until_ms=until_ms)
+    assert limit_at(ledger) == 0
+    assert isinstance(ask(ledger, 1), Refused)
+    assert limit_at(ledger, LATER) == (0 if until_ms is None else 10)
+
+
+def test_when_a_temporary_limit_ends_what_was_set_before_it_is_in_force_again() -> None:
+    ledger = Ledger()
+    tell(ledger, Change.SET, amount=50)
+    tell(ledger, Change.SET, amount=30, until_ms=LATER + 1)
+    tell(ledger, Change.SET, amount=70, until_ms=LATER)
+    at = (NOW, LATER - 1, LATER, LATER + 1)
+    assert [limit_at(ledger, at_ms) for at_ms in at] == [70, 70, 30, 50]
+
+
+@pytest.mark.parametrize("until_ms", [None, LATER, LATER + 1])
+def test_the_limit_that_was_set_last_is_in_force_whatever_was_to_hold_longer(
+    until_ms: int | None,
+) -> None:
+    ledger = Ledger()
+    tell(ledger, Change.SET, amount=70, until_ms=LATER)
+    tell(ledger, Change.SET, amount=50, until_ms=until_ms)
+    assert limit_at(ledger) == limit_at(ledger, LATER - 1) == 50
+    assert limit_at(ledger, LATER) == (10 if until_ms == LATER else 50)
+
+
+def test_only_so_many_limits_wait_and_the_one_without_end_is_among_them() -> None:
+    ledger = Ledger()
+    tell(ledger, Change.SET, amount=100)
+    for n in range(LIMITS_MAX + 3):
+        tell(ledger, Change.SET, amount=n, until_ms=LATER - n)
+        assert limit_at(ledger) == n
+    assert len(ledger.book.budgets[BUDGET].limits) == LIMITS_MAX
+    assert (limit_at(ledger, LATER - 1), limit_at(ledger, LATER)) == (0, 100)
 
 
 def test_no_limit_grows_beyond_what_the_ledger_can_compare() -> None:

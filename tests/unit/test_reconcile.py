@@ -52,7 +52,8 @@ class Shop:
         now_ms = self.clock()
         forget_at_ms = now_ms + 10 * HORIZON_MS
         record = CallRecord(
-            uuid7(now_ms), "d", "default", "bot", "openai", "small", now_ms, 10 * DOLLAR,
+            uuid7(now_ms), "d", "default", "bot", "openai", "small", now_ms, HORIZON_MS,
+            10 * DOLLAR,
             (HeldPart(KEY, "usd", 10 * DOLLAR, forget_at_ms),),
         )  # fmt: skip
         captured = CapturedResponse(usage=USAGE, model='"small"', complete=True)

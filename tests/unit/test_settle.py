@@ -51,7 +51,8 @@ class Counter:
         self.rules = rules(agent(budget(100), missing_usage=missing))
         self.settler = Settler(self.rules, self.store, HeldRoom(), self.clock, self.seen)
         self.record = CallRecord(
-            "id-1", "d-1", "default", "bot", "openai", "small", self.clock(), 5 * DOLLAR,
+            "id-1", "d-1", "default", "bot", "openai", "small", self.clock(),
+            self.rules.policies.settle_horizon_ms, 5 * DOLLAR,
             tuple(HeldPart(KEYS[unit], unit, held, FORGET_MS) for unit, held in UNITS.items()),
         )  # fmt: skip
 

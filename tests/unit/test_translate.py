@@ -24,7 +24,7 @@ from extauthz.servicers.translate import (
 )
 from extauthz.windows import Period, Window
 
-RECORD = CallRecord("i", "d", "o", "bot", "openai", "m", 1, 2, (HeldPart("k", "usd", 3, 4),))
+RECORD = CallRecord("i", "d", "o", "bot", "openai", "m", 1, 5, 2, (HeldPart("k", "usd", 3, 4),))
 
 
 def check_request(path: str, provider: str = "openai", **headers: str):

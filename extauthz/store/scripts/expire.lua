@@ -57,6 +57,6 @@ write_row({
   at_ms = at_ms, outcome = 'expired_unconfirmed', id = id, cost = cost, particulars = record.p,
 }, postings)
 write_ended(id, 'expired', record, charged, cost, forget_at_ms, at_ms)
-redis.call('ZADD', KEYS[UNCONFIRMED], forget_at_ms, id)
+redis.call('ZADD', KEYS[UNCONFIRMED], as_text(redis.call('PEXPIRETIME', KEYS[RECORD])), id)
 redis.call('ZREMRANGEBYSCORE', KEYS[UNCONFIRMED], '-inf', at_ms) -- those that are forgotten by now
 return { id, 'expired', table.concat(charged, ' ') }

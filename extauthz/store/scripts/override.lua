@@ -10,10 +10,16 @@
 --
 -- allow-oom: it may be what stops an agent.
 
+local LIMITS_MAX = 8 -- as in extauthz/ledger/overrides.py
 local id, at_ms, forget_at_ms, content = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local change, field, amount, until_ms = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 assert(#ARGV == 9, 'nine arguments')
 local OWN_ID, OVERRIDES = 1, 2
+
+-- Whether an end, as it is written, comes after another; '' is none.
+local function ends_after(one, other)
+  return other ~= '' and (one == '' or tonumber(one) > tonumber(other))
+end
 
 if clock_is_off(at_ms) then
   return { id, 'clock_skew' }
@@ -34,9 +40,9 @@ end
 -- The words that are kept beside the new one, which comes last, or first if it sets the limit.
 local words = {}
 for _, part in ipairs(parts_in_force(text, at_ms)) do
-  if part.sign == '=' and change == 'set' then
-    part = nil -- replaced
-  elseif part.sign == '+' and change == 'top-up' and part.until_ms == until_ms then
+  if change == 'set' and (part.sign == '+' or not ends_after(part.until_ms, until_ms)) then
+    part = nil -- a limit that is set leaves no top-ups, and only limits that end after it
+  elseif change == 'top-up' and part.sign == '+' and part.until_ms == until_ms then
     amount = as_text(math.min(tonumber(amount) + tonumber(part.amount), AMOUNT_MAX))
     part = nil -- those that end together are one
   end
@@ -46,6 +52,9 @@ for _, part in ipairs(parts_in_force(text, at_ms)) do
 end
 local ending = '@' .. until_ms
 if change == 'set' then
+  while #words >= LIMITS_MAX do
+    table.remove(words, 1)
+  end
   table.insert(words, 1, '=' .. amount .. ending)
 elseif change == 'top-up' then
   words[#words + 1] = '+' .. amount .. ending

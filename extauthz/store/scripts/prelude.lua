@@ -1,8 +1,8 @@
 -- Shared by every script of the ledger, put between a script's first line and the rest of it.
 --
--- Version 3: rows, particulars, costs. A script is called by the hash of its text, so
--- two versions of this program that share a store each run their own; say here what changed when a
--- record's layout does.
+-- Version 3: rows, particulars, costs, remember_until; several limits in one override. A script is
+-- called by the hash of its text, so two versions of this program that share a store each run their
+-- own; say here what changed when a record's layout does.
 --
 -- A reservation is one hash:
 --   state      held | settled | released | expired
@@ -12,6 +12,7 @@
 --   t1         "1" where nothing is ever spent on the 1st counter
 --   o1         highest cost observed so far on the 1st counter
 --   charged_at when its lease ran out                            (expired only)
+--   remember_until  until when its ending must be known at least  (held only: then it is in the TTL)
 --   cost       nano-USD: the most it can cost (held), or what it was charged (once it has ended)
 --   seen       the highest cost observed so far, in nano-USD     (held only)
 --   p          particulars: who asks for what, in words for the books       (not once it is settled)
@@ -27,7 +28,8 @@
 -- none yet), and every script refuses to write there. See extauthz/ledger/rows.py for the fields.
 --
 -- The overrides of an org are one hash: `pause:agent:NAME` and `pause:team:NAME` are "@<until_ms>",
--- or "@" without an end; a budget's id is the words "=<limit>@<until_ms>" and "+<top-up>@<until_ms>".
+-- or "@" without an end; a budget's id is the words "=<limit>@<until_ms>", in the order of their ends,
+-- and "+<top-up>@<until_ms>".
 --
 -- No command deletes a key that a later one of the same script needs. While a slot of a Cluster is
 -- moved, its old node runs a script whose keys are all there, but refuses every command in it on a
@@ -235,7 +237,8 @@ local function move_to(record, costs, at_ms)
   return postings
 end
 
--- What is kept of an ended reservation: enough to answer every repeat, until the horizon.
+-- What is kept of an ended reservation: enough to answer every repeat, until the horizon. Whatever
+-- horizon this command was told, it is not remembered shorter than its call's own asks for.
 local function write_ended(id, state, record, costs, cost, forget_at_ms, charged_at_ms)
   local fields = { 'state', state, 'charged', table.concat(costs, ' '), 'cost', cost }
   if charged_at_ms then
@@ -256,6 +259,7 @@ local function write_ended(id, state, record, costs, cost, forget_at_ms, charged
       i = i + 1
     end
   end
+  local at_least_ms = record.remember_until or '0'
   if record.state == 'expired' then
     redis.call('ZREM', KEYS[UNCONFIRMED], id)
   end
@@ -266,7 +270,10 @@ local function write_ended(id, state, record, costs, cost, forget_at_ms, charged
   for name in pairs(record) do -- what is not kept; a DEL before the HSET would be shorter
     redis.call('HDEL', KEYS[RECORD], name)
   end
-  redis.call('PEXPIREAT', KEYS[RECORD], forget_at_ms)
+  if tonumber(at_least_ms) > tonumber(forget_at_ms) then
+    forget_at_ms = at_least_ms
+  end
+  remember_until(KEYS[RECORD], forget_at_ms)
   redis.call('ZREM', KEYS[LEASES], id)
 end
 
@@ -308,18 +315,18 @@ local function parts_in_force(text, at_ms)
   return parts
 end
 
--- The limit that applies, as text: what an override sets, else the file's, and the top-ups.
+-- The limit that applies, as text: the first of those that are set, else the file's, and the top-ups.
 local function limit_in_force(text, limit, at_ms)
   if not text then
     return limit
   end
-  local base, more = tonumber(limit), 0
+  local base, more = nil, 0
   for _, part in ipairs(parts_in_force(text, at_ms)) do
-    if part.sign == '=' then
-      base = tonumber(part.amount)
-    else
+    if part.sign == '+' then
       more = more + tonumber(part.amount)
+    else
+      base = base or tonumber(part.amount)
     end
   end
-  return as_text(math.min(base + more, AMOUNT_MAX))
+  return as_text(math.min((base or tonumber(limit)) + more, AMOUNT_MAX))
 end

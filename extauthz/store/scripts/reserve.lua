@@ -3,7 +3,7 @@
 --
 -- KEYS  1 reservation, 2 leases, 3 rows, 4 overrides, 5.. counters
 -- ARGV  1 id, 2 at_ms, 3 lease_until_ms, 4 whose pause refuses it ("agent:NAME team:NAME"),
---       5 the most it can cost in nano-USD, 6 particulars,
+--       5 the most it can cost in nano-USD, 6 particulars, 7 remember_until_ms,
 --       then for each counter: amount, limit, enforcing 0|1, forget_at_ms, transient 0|1, and the
 --       id of the budget whose overrides apply, or nothing
 -- Reply {id, "reserved" | "refused", spent, held, limit, ...}  balances as they stood before
@@ -17,7 +17,7 @@
 
 local OVERRIDES = UNCONFIRMED -- which no reserve has anything to do with
 local id, at_ms, lease_until_ms = ARGV[1], ARGV[2], ARGV[3]
-local ARGS_BEFORE, ARGS_PER_HOLD = 6, 6
+local ARGS_BEFORE, ARGS_PER_HOLD = 7, 6
 assert(#ARGV == ARGS_BEFORE + ARGS_PER_HOLD * (#KEYS - FIRST_COUNTER + 1), 'arguments per counter')
 
 local function hold_of(i)
@@ -93,7 +93,7 @@ if out_of_range then
   return { id, 'counter_range', out_of_range }
 end
 
-local fields = { 'state', 'held', 'cost', ARGV[5], 'p', ARGV[6] }
+local fields = { 'state', 'held', 'cost', ARGV[5], 'p', ARGV[6], 'remember_until', ARGV[7] }
 for i = FIRST_COUNTER, #KEYS do
   local hold, n = holds[i], i - FIRST_COUNTER + 1
   redis.call('HINCRBY', KEYS[i], 'held', hold.amount)

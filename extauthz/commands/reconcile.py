@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 
 from extauthz.config import load
@@ -27,7 +28,8 @@ def _run(options: argparse.Namespace) -> None:
     from extauthz.server.reconcile_files import reconcile_files  # noqa: PLC0415 - grpc, redis
 
     config = load(options.config)
-    result, unreadable = asyncio.run(reconcile_files(config, options.log))
+    done = asyncio.run(reconcile_files(config, options.log))
+    result = done.result
     corrected = sum(result.outcomes[outcome] for outcome in _CORRECTED)
     alarming = sum(result.outcomes[outcome] for outcome in _ALARMING)
     print(
@@ -36,5 +38,9 @@ def _run(options: argparse.Namespace) -> None:
         f"already known: {result.known + result.outcomes[Outcome.DUPLICATE]}\n"
         f"contradicted by the ledger, or not applicable: {alarming}\n"
         f"too old: {result.too_old}\n"
-        f"unreadable lines: {unreadable}"
+        f"unreadable lines: {done.unreadable}"
     )
+    for failure in done.failures:
+        print(failure, file=sys.stderr)
+    if done.failures:
+        sys.exit(1)

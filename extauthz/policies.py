@@ -74,10 +74,23 @@ class Budget:
         # (the pattern of a budget for a model is its name)
         return "/".join(parts + ([self.model] if self.model and self.model != self.name else []))
 
+    @property
+    def place(self) -> tuple[str | None, ...]:
+        """Whose and what it counts, whatever its window: where one budget replaces another."""
+        return (self.org, self.scope, self.name, self.unit, self.model, self.explicit_id)
+
     def counts(self, *model_names: str) -> bool:
         """Whether a call to a model, under any name it goes by, counts on this budget."""
         pattern = self.model
         return pattern is None or any(fnmatchcase(n.lower(), pattern) for n in model_names)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A budget as it was before its window or time zone was changed, in force until then."""
+
+    budget: Budget
+    until_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +159,14 @@ class Policies:
     """by the key's hash"""
     budgets_of_provider: Mapping[str, tuple[Budget, ...]] = field(default_factory=dict)
     budgets_of_models: tuple[Budget, ...] = ()
+    outgoing: tuple[Outgoing, ...] = ()
+    former_orgs: tuple[str, ...] = ()
+    """whose reservations may be open still"""
+
+    @property
+    def all_orgs(self) -> tuple[str, ...]:
+        """Every org that may have open reservations."""
+        return (*self.orgs, *self.former_orgs)
 
     def budgets_for(
         self, agent: Agent, key_hash: str, provider: str, models: Sequence[str]

@@ -32,4 +32,6 @@ async def standing_now(
         keys = [budget_line(budget, at_ms)[0] for budget in budgets]
         standing += zip(budgets, await store.balances(org, keys, at_ms), strict=True)
         open_reservations += await store.open_reservations(org)
+    for org in rules.policies.former_orgs:
+        open_reservations += await store.open_reservations(org)
     return standing, open_reservations

@@ -86,7 +86,7 @@ async def _unset(desk: Desk, options: argparse.Namespace) -> None:
 async def _list(desk: Desk, _options: argparse.Namespace) -> None:
     (org,) = desk.policies.orgs
     overrides = await desk.overrides()
-    budgets, at_ms = desk.policies.budgets, desk.clock()
+    budgets, at_ms = desk.budgets, desk.clock()
     keys = [budget_line(budget, at_ms)[0] for budget in budgets]
     balances = await desk.store.balances(org, keys, at_ms)
     rows: list[tuple[str, ...]] = [("budget", "limit", "spent", "held", "left", "changed")]
@@ -96,7 +96,11 @@ async def _list(desk: Desk, _options: argparse.Namespace) -> None:
         amounts = (limit, balance.spent, balance.held, left)
         texts = [shown(amount, budget.unit) for amount in amounts]
         found = overrides.budgets.get(budget.id)
-        rows.append((budget.id, *texts, _changes(budget, found) if found else ""))
+        changed = _changes(budget, found) if found else ""
+        for one in desk.policies.outgoing:
+            if one.budget is budget:
+                changed = f"as it was before the file changed{_ending(one.until_ms)} {changed}"
+        rows.append((budget.id, *texts, changed))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for row in rows:
         print(
@@ -112,9 +116,11 @@ async def _list(desk: Desk, _options: argparse.Namespace) -> None:
 def _changes(budget: Budget, override: BudgetOverride) -> str:
     words: list[str] = []
     for part in override.limits:
-        words.append(f"then {shown(part.amount, budget.unit)}" if words else "set")
-        words[-1] += _ending(part.until_ms)
+        # The first one is in force, and so shown as the limit.
+        said = f"then {shown(part.amount, budget.unit)}" if words else "set"
+        words.append(f"{said}{_ending(part.until_ms)}")
     if words:
+        words = [", ".join(words)]
         words.append(f"(file: {shown(budget.limit, budget.unit)})")
     words += [
         f"+ {shown(part.amount, budget.unit)}{_ending(part.until_ms)}" for part in override.top_ups
@@ -127,8 +133,8 @@ def _ending(until_ms: int | None) -> str:
 
 
 def _budget(desk: Desk, id_: str) -> Budget:
-    for budget in desk.policies.budgets:
+    for budget in desk.budgets:
         if budget.id == id_:
             return budget
-    known = "\n".join(f"  {budget.id}" for budget in desk.policies.budgets)
+    known = "\n".join(f"  {budget.id}" for budget in desk.budgets)
     raise CommandError(f"there is no budget '{id_}'; there are:\n{known}")

@@ -20,7 +20,7 @@ from extauthz.ledger import (
     Overrides,
 )
 from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
-from extauthz.policies import Policies, Unit
+from extauthz.policies import Budget, Policies, Unit
 from extauthz.service.lines import NEVER_MS
 from extauthz.service.rules import Clock, system_clock
 from extauthz.store.base import LedgerStore, StoreError, StoreUnavailableError
@@ -41,6 +41,13 @@ class Desk:
     policies: Policies
     store: LedgerStore
     clock: Clock
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Those of the file, and those that are in force until their window ends."""
+        now_ms = self.clock()
+        outgoing = (one.budget for one in self.policies.outgoing if now_ms < one.until_ms)
+        return (*self.policies.budgets, *outgoing)
 
     async def overrides(self) -> Overrides:
         """What holds now."""
@@ -111,10 +118,13 @@ def run_at_desk(work: Work) -> Callable[[argparse.Namespace], None]:
     """A command's `run`: reads the config, opens the store, and closes it whatever happens."""
 
     def run(options: argparse.Namespace) -> None:
+        from extauthz.server.data_dir import DataDir  # noqa: PLC0415 - as below
+        from extauthz.server.in_force import as_recorded  # noqa: PLC0415 - as below
         from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
 
         config = load(options.config)
-        asyncio.run(_run(work, options, policies_of(config), store_url(config)))
+        policies = as_recorded(DataDir(config.data_dir).in_force, policies_of(config))
+        asyncio.run(_run(work, options, policies, store_url(config)))
 
     return run
 

@@ -17,6 +17,8 @@ from extauthz.ledger import (
 )
 from extauthz.money import format_usd
 from extauthz.policies import Policies, Unit
+from extauthz.server.data_dir import DataDir
+from extauthz.server.in_force import as_recorded
 from extauthz.server.serve import store_url
 from extauthz.service.rules import system_clock
 from extauthz.store.base import LedgerStore, StoredReservation, org_prefix
@@ -45,7 +47,8 @@ async def adjust(config: Config, adjustment: Adjustment) -> Outcome:
     """
     store = RedisStore.from_url(store_url(config))
     try:
-        ending = await adjusted(store, policies_of(config), adjustment)
+        policies = as_recorded(DataDir(config.data_dir).in_force, policies_of(config))
+        ending = await adjusted(store, policies, adjustment)
     except (ClockSkewError, CounterRangeError, HoldsMismatchError) as error:
         raise AdjustError(f"{adjustment.id}: {error}") from error
     finally:
@@ -61,7 +64,7 @@ async def adjusted(store: LedgerStore, policies: Policies, adjustment: Adjustmen
             the config does not tell.
         StoreError, ClockSkewError, CounterRangeError: nothing was changed.
     """
-    for org in policies.orgs:
+    for org in policies.all_orgs:
         stored = (await store.reservations(org, [adjustment.id])).get(adjustment.id)
         if stored is not None:
             break
@@ -103,7 +106,8 @@ def _settled(adjustment: Adjustment, stored: StoredReservation) -> Ending:
 def _charges(
     policies: Policies, org: str, stored: StoredReservation, adjustment: Adjustment
 ) -> tuple[Charge, ...]:
-    units = {budget.id: budget.unit for budget in policies.budgets if budget.org == org}
+    budgets = (*policies.budgets, *(one.budget for one in policies.outgoing))
+    units = {budget.id: budget.unit for budget in budgets if budget.org == org}
     charges = []
     for at, (key, forget_at_ms) in enumerate(stored.counters):
         id_ = key.removeprefix(f"{org_prefix(org)}c:").rpartition(":")[0]

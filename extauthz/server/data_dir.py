@@ -83,6 +83,11 @@ class DataDir:
         return self.root / "access_log.bookmark"
 
     @property
+    def in_force(self) -> Path:
+        """Which budgets and orgs the service has had in force."""
+        return self.root / "in_force.json"
+
+    @property
     def spool(self) -> Path:
         """Entries that the store could not take yet."""
         return self.root / "spool"

@@ -8,6 +8,7 @@ from extauthz.config import Config, policies_of, prices_of
 from extauthz.errors import OperatorError
 from extauthz.ledger import Outcome
 from extauthz.server.data_dir import DataDir
+from extauthz.server.in_force import as_recorded
 from extauthz.server.serve import store_url
 from extauthz.service.reconcile import Reconciled, Reconciler
 from extauthz.service.rules import Rules, system_clock
@@ -43,7 +44,8 @@ async def reconcile_files(config: Config, only: Path | None) -> LinesReconciled:
     path = only or DataDir(config.data_dir).access_log
     files = LogFiles(path, with_rotated=only is None, quiet_seconds=0)
     store = RedisStore.from_url(store_url(config))
-    rules = Rules(policies_of(config), prices_of(config))
+    policies = as_recorded(DataDir(config.data_dir).in_force, policies_of(config))
+    rules = Rules(policies, prices_of(config))
     inapplicable = _Inapplicable()
     settler = Settler(rules, store, HeldRoom(), system_clock, inapplicable)
     reconciler, done = Reconciler(settler, system_clock), LinesReconciled()

@@ -20,6 +20,7 @@ from extauthz.config.values import Address
 from extauthz.errors import OperatorError
 from extauthz.metrics import Metrics
 from extauthz.server.data_dir import OWNER_ONLY, DataDir
+from extauthz.server.in_force import InForceError, take_over
 from extauthz.service.authorize import Authorizer
 from extauthz.service.background import AbandonQueue, ExpiryLoop
 from extauthz.service.reconcile import Reconciler
@@ -71,7 +72,8 @@ class Service:
     def __init__(self, config: Config, config_path: Path) -> None:
         self._config, self._config_path = config, config_path
         self._data_dir = DataDir(config.data_dir)
-        self._rules = Rules(policies_of(config), prices_of(config))
+        policies = take_over(self._data_dir.in_force, policies_of(config), system_clock())
+        self._rules = Rules(policies, prices_of(config))
         self._metrics = Metrics()
         self._metrics.reload_successful.set(1)
         clock, room = system_clock, HeldRoom()
@@ -165,7 +167,8 @@ class Service:
             config = load(self._config_path)
             self._must_be_reloadable(config)
             policies, prices = policies_of(config), prices_of(config)
-        except ConfigError as error:
+            policies = take_over(self._data_dir.in_force, policies, system_clock())
+        except (ConfigError, InForceError) as error:
             self._metrics.reload_successful.set(0)
             log.error("the config was not reloaded: %s", error)  # noqa: TRY400 - says it all
             return

@@ -34,6 +34,7 @@ from extauthz.providers.strict_json import must_be_plain
 from extauthz.reasons import Decision, Reason
 from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.lines import blocking, lines_of, shadow_denies, with_limits
+from extauthz.service.outgoing import with_outgoing
 from extauthz.service.rules import Clock, Rules
 from extauthz.service.waiting import HeldRoom
 from extauthz.store.base import BooksClosedError, LedgerStore, StoreError
@@ -285,6 +286,9 @@ class Authorizer:
                 403,
                 f"agent '{agent.name}' has no budget for this model: give it one that covers it",
             )
+        budgets = with_outgoing(
+            budgets, policies, agent, verdict.key_hash, verdict.upstream.name, names, at_ms
+        )
         lines = lines_of(agent, budgets, estimate, policies, at_ms)
         id_, horizon_ms = uuid7(at_ms, verdict.request_id), policies.settle_horizon_ms
         record = _record(verdict, lines, id_, at_ms, horizon_ms)

@@ -120,7 +120,7 @@ class ExpiryLoop:
     async def look(self) -> None:
         """Expire all that is due now."""
         policies = self.rules.policies
-        for org in policies.orgs:
+        for org in policies.all_orgs:
             while True:
                 endings = await self.store.expire(
                     org, self.clock(), policies.settle_horizon_ms, _EXPIRED_AT_ONCE

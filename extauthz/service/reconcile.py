@@ -144,7 +144,7 @@ class Reconciler:
         checks: dict[int | None, UnansweredCheck] = {
             request_mark(check.request_id): check for check in unanswered
         }
-        for org in policies.orgs:
+        for org in policies.all_orgs:
             found = [
                 id_
                 for id_ in await self._still_charged(org)

@@ -158,6 +158,49 @@ def test_what_a_reload_cannot_change_asks_for_a_restart(
     ask(running, "reloaded")
 
 
+def test_a_time_zone_that_is_changed_grants_no_second_day(running: Sidecar) -> None:
+    good = running.config
+    budgets: list[dict[str, str]] = [{"limit": "3", "unit": "requests", "window": "day"}]
+    moved = agent("moved", budgets=budgets)
+    in_another_zone = agent("moved", budgets=[budgets[0] | {"timezone": "Pacific/Kiritimati"}])
+
+    def asked_until_refused() -> int:
+        for granted in range(100):
+            try:
+                ask(running, "moved")
+            except openai.RateLimitError:
+                return granted
+            running.until_settled()
+        raise AssertionError("it is never refused")
+
+    try:
+        running.config = good | {"agents": good["agents"] | moved}
+        reloads(running)
+        assert asked_until_refused() == 3
+
+        running.config = good | {"agents": good["agents"] | in_another_zone}
+        reloads(running)
+        assert asked_until_refused() == 0
+        running.stop()
+        start(running)
+        assert asked_until_refused() == 0
+        listed = subprocess.run(
+            [sys.executable, "-m", "extauthz", "budget", "list", "-c", str(running.config_path)],
+            capture_output=True, text=True, timeout=30, check=True,
+        ).stdout  # fmt: skip
+        assert listed.count("agent/moved/day/requests") == 2
+        assert "as it was before the file changed until" in listed
+    finally:
+        running.config = good
+        reloads(running)
+
+
+def reloads(sidecar: Sidecar) -> None:
+    before = sidecar.output.count("the config was reloaded")
+    reload(sidecar)
+    until(lambda: sidecar.output.count("the config was reloaded") > before)
+
+
 def reload(sidecar: Sidecar) -> None:
     sidecar.write_config()
     sidecar.process.send_signal(signal.SIGHUP)

@@ -29,6 +29,7 @@ def sidecar() -> Iterator[Sidecar]:
         | agent("topped", budgets=[{"limit": ONE_CALL, "window": "minute"}])
         | agent("ends", ONE_CALL)
         | agent("lowered")
+        | agent("stacked")
         | agent("rolling", budgets=[{"limit": ONE_CALL, "window": "rolling", "length": "1h"}])
         | agent("scoped")
     )
@@ -141,6 +142,25 @@ def test_a_raised_limit_lets_the_next_call_through_and_is_shown_everywhere(
     assert call(sidecar, "raised") == (429, "budget_exhausted")
     extauthz(sidecar, "budget", "unset", "agent/raised/day/usd")
     assert limit_of(sidecar, "raised") == 0.0125
+
+
+def test_a_limit_that_is_set_ends_top_ups_and_gives_way_to_the_one_before_it(
+    sidecar: Sidecar,
+) -> None:
+    budget = "agent/stacked/day/usd"
+    extauthz(sidecar, "budget", "set", budget, "--limit", "3")
+    extauthz(sidecar, "budget", "top-up", budget, "2")
+    assert limit_of(sidecar, "stacked") == 5
+
+    said = extauthz(sidecar, "budget", "set", budget, "--limit", "0", "--until", soon(15))
+
+    assert "a top-up of 2.00 USD before it has ended by this" in said
+    assert "and then: 3.00 USD, set before" in said
+    assert limit_of(sidecar, "stacked") == 0
+    assert ", then 3.00 USD" in extauthz(sidecar, "budget", "list")
+    assert call(sidecar, "stacked")[0] != 200
+    until(lambda: limit_of(sidecar, "stacked") == 3, seconds=40)
+    assert call(sidecar, "stacked") == (200, None)
 
 
 def test_a_lowered_limit_stops_the_next_call(sidecar: Sidecar) -> None:

@@ -56,10 +56,11 @@ class Night:
 
     zone: str
     budgets: tuple[Budget, ...]
+    max_in_flight: int | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.desk = Desk.of(agent(*self.budgets))
+        self.desk = Desk.of(agent(*self.budgets, max_in_flight=self.max_in_flight))
         made = self.desk.authorizer
         self.settler = Settler(made.rules, made.store, made.room, self.desk.clock, self)
         self.leases = ExpiryLoop(
@@ -142,6 +143,22 @@ async def test_yesterdays_holds_take_no_room_today(zone, day, next_day):
     await night.reserves(10)
     assert await night.stands(day) == await night.stands(next_day) == Balance(0, 10)
     assert await night.asks(1) is Reason.BUDGET_HELD
+
+
+async def test_over_midnight_both_days_can_be_under_way_and_max_in_flight_bounds_that():
+    daily = budget(10, window=Window(Period.DAY, "Europe/Berlin"))
+    free, bounded = (Night("Europe/Berlin", (daily,), max_in_flight=most) for most in (None, 3))
+    for night, today in ((free, 2), (bounded, 1)):
+        night.at("2026-06-10T23:59:59.999")
+        records = [await night.reserves(5) for _ in range(2)]
+        night.at("2026-06-11")
+        for _ in range(today):
+            await night.reserves(5)
+        full = Reason.TOO_MANY_IN_FLIGHT if night is bounded else Reason.BUDGET_HELD
+        assert await night.asks(5) is full
+        assert await night.stands("2026-06-11") == Balance(0, 5 * today)
+        await night.ends(records[0], 5)
+        assert (await night.asks(5) is full) == (night is free)
 
 
 @pytest.mark.parametrize(("zone", "day", "next_day"), NIGHTS)

@@ -315,7 +315,7 @@ class Auditor:
 
 
 def _spent_drift(key: str, fields: Fields, tally: Tally, at_ms: int) -> list[Drift]:
-    """How what is spent differs, if it does; a counter that is about to be forgotten may be gone."""
+    """How what is spent differs, if it does; a counter about to be forgotten may be gone."""
     name, width_ms = counter_name(key), width_of(key)
     counter = tally.counters.get(name, Counter(0))
     if not fields and counter.forget_at_ms <= at_ms + _NEARLY_FORGOTTEN_MS:

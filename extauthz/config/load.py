@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from extauthz.config.model import Config
+from extauthz.config.model import BooksBlock, Config, SecretBlock
 from extauthz.errors import OperatorError
 from extauthz.policies import Scope
 
@@ -112,7 +112,16 @@ def parse(text: str, *, source: str, base: Path) -> Config:
     errors = list(_contradictions(config))
     if errors:
         raise ConfigError(source, errors)
-    return config.model_copy(update={"data_dir": (base / config.data_dir).resolve()})
+    return config.model_copy(
+        update={"data_dir": (base / config.data_dir).resolve(), "books": _books(config, base)}
+    )
+
+
+def _books(config: Config, base: Path) -> BooksBlock:
+    key = config.books.key
+    if key is None or key.file is None:
+        return config.books
+    return BooksBlock(key=SecretBlock(file=(base / key.file).resolve()))
 
 
 _NAMED = {

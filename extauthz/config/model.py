@@ -161,8 +161,8 @@ class ListenBlock(_Block):
     admin: ListenAddress = Address("127.0.0.1", 9465)
 
 
-class CredentialBlock(_Block):
-    """Where Envoy, and only Envoy, finds the provider's key."""
+class SecretBlock(_Block):
+    """Where a secret stands: never in this file."""
 
     env: Annotated[str, AfterValidator(_variable)] | None = None
     file: ConfigPath | None = None
@@ -172,6 +172,10 @@ class CredentialBlock(_Block):
         if (self.env is None) == (self.file is None):
             raise ValueError("name exactly one of 'env' and 'file'")
         return self
+
+
+class CredentialBlock(SecretBlock):
+    """Where Envoy, and only Envoy, finds the provider's key."""
 
 
 class ProviderBlock(_Block):
@@ -196,6 +200,12 @@ class PriceBlock(_Block):
     cache_write_1h: Price | None = None
     context_window: Tokens | None = None
     max_output_tokens: Tokens | None = None
+
+
+class BooksBlock(_Block):
+    """The archive of the books; with a key, only who has it can write a line that fits."""
+
+    key: SecretBlock | None = None
 
 
 class TimeoutsBlock(_Block):
@@ -323,6 +333,7 @@ class Config(_Block):
     listen: ListenBlock = ListenBlock()
     providers: dict[Name, ProviderBlock] = Field(default_factory=dict)
     prices: tuple[PriceBlock, ...] = ()
+    books: BooksBlock = BooksBlock()
     timeouts: TimeoutsBlock = TimeoutsBlock()
     defaults: DefaultsBlock = DefaultsBlock()
     agents: dict[Name, AgentBlock] = Field(default_factory=dict)

@@ -93,6 +93,11 @@ class DataDir:
         return self.root / "spool"
 
     @property
+    def books(self) -> Path:
+        """The archives, a folder for each org."""
+        return self.root / "books"
+
+    @property
     def admin_token(self) -> Path:
         """The admin listener's token."""
         return self.root / "admin_token"

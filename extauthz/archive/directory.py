@@ -1,0 +1,132 @@
+"""Where the files of an archive lie: a directory for each org, or whatever else can do the same.
+
+Files are written whole or appended to, and never changed in the middle, so an object store that
+appends (or that takes a new object for each append) can serve as well.
+"""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from extauthz.archive.errors import ArchiveError
+
+_PART = ".part"
+"""The suffix of a file that is being written; one that was left over by a crash is nothing."""
+
+
+class ArchiveStorage(Protocol):
+    """The files of one org. Every method may raise `ArchiveError`."""
+
+    @property
+    def place(self) -> str:
+        """How errors name it."""
+
+    def names(self) -> list[str]:
+        """All files, in order; none if there is no archive yet."""
+
+    def read(self, name: str, offset: int, count: int) -> bytes:
+        """Up to `count` bytes, fewer only at the end of the file."""
+
+    def append(self, name: str, data: bytes) -> None:
+        """Add to the end of a file; what is added is on disk when this returns.
+
+        After an error the end of the file may have a part of it.
+        """
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file whole, new or instead of an old one: a crash leaves the old or the new."""
+
+    def cut(self, name: str, size: int) -> None:
+        """Drop what a file has beyond a size."""
+
+
+class ArchiveDirectory:
+    """An `ArchiveStorage` in a directory, whose files only their owner may read."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @property
+    def place(self) -> str:
+        """The directory."""
+        return str(self._directory)
+
+    def names(self) -> list[str]:
+        """See `ArchiveStorage`."""
+        try:
+            names = sorted(path.name for path in self._directory.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._failed("cannot be read", self._directory, error) from error
+        return [name for name in names if not name.endswith(_PART)]
+
+    def read(self, name: str, offset: int, count: int) -> bytes:
+        """See `ArchiveStorage`."""
+        path = self._directory / name
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                data = b""
+                while len(data) < count and (more := file.read(count - len(data))):
+                    data += more
+                return data
+        except OSError as error:
+            raise self._failed("cannot be read", path, error) from error
+
+    def append(self, name: str, data: bytes) -> None:
+        """See `ArchiveStorage`."""
+        path = self._directory / name
+        try:
+            _write(path, os.O_WRONLY | os.O_APPEND, data)
+        except OSError as error:
+            raise self._failed("cannot be written", path, error) from error
+
+    def replace(self, name: str, data: bytes) -> None:
+        """See `ArchiveStorage`."""
+        path, part = self._directory / name, self._directory / f"{name}{_PART}"
+        try:
+            if not self._directory.exists():
+                self._directory.mkdir(mode=0o700, parents=True)
+                _sync_directory(self._directory.parent)
+            _write(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, data)
+            part.rename(path)
+            _sync_directory(self._directory)
+        except OSError as error:
+            raise self._failed("cannot be written", path, error) from error
+
+    def cut(self, name: str, size: int) -> None:
+        """See `ArchiveStorage`."""
+        path = self._directory / name
+        try:
+            descriptor = os.open(path, os.O_WRONLY)
+            try:
+                os.ftruncate(descriptor, size)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failed("cannot be written", path, error) from error
+
+    def _failed(self, what: str, path: Path, error: OSError) -> ArchiveError:
+        return ArchiveError(f"{path}: {what} ({error.strerror})")
+
+
+def _write(path: Path, flags: int, data: bytes) -> None:
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Or a crash could lose the name of a file whose bytes are on disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,229 @@
+"""A store that has lost everything, or the last minutes, stands again as the books say."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from ledger_calls import DAY_MS, Call, now_ms
+from servers import Server
+
+from extauthz.archive import Archive, ArchiveDirectory, ArchiveWriter, Chain
+from extauthz.ledger import Change, Outcome, Override, Row, RowOutcome, Tally
+from extauthz.service.audit import Auditor
+from extauthz.service.rebuild import Rebuilder, RebuildError
+from extauthz.store.base import BooksClosedError
+from extauthz.store.redis import RedisStore
+
+
+@pytest.fixture
+async def store(any_server: Server) -> AsyncIterator[RedisStore]:
+    store = RedisStore.from_url(any_server.url, command_timeout_s=10)
+    yield store
+    await store.close()
+
+
+class Books:
+    """An org with an archive, and what may happen to its store."""
+
+    def __init__(self, store: RedisStore, server: Server, directory: Path) -> None:
+        self.store, self.server = store, server
+        self.call = Call()
+        self.org = self.call.org
+        self.archive = Archive(ArchiveDirectory(directory), Chain(self.org))
+        self.writer = ArchiveWriter(self.archive)
+
+    async def seal(self) -> None:
+        self.writer.append(await self.store.rows(self.org, self.writer.last_seq, 10_000))
+
+    def lose_everything(self) -> None:
+        with self.server.client() as client:
+            for key in client.scan_iter(f"xa1:{{{self.org}}}:*"):
+                client.delete(key)
+
+    def snapshot(self) -> dict[str, bytes]:
+        with redis.Redis(unix_socket_path=str(self.server.socket)) as client:
+            keys = client.scan_iter(f"xa1:{{{self.org}}}:*")
+            return {key: client.dump(key) for key in keys}
+
+    def go_back_to(self, snapshot: dict[str, bytes]) -> None:
+        self.lose_everything()
+        with redis.Redis(unix_socket_path=str(self.server.socket)) as client:
+            for key, value in snapshot.items():
+                client.restore(key, 0, value)
+
+    def rebuilder(self) -> Rebuilder:
+        return Rebuilder(self.store, self.store.bookkeeping, self.writer, now_ms, DAY_MS)
+
+    async def balances(self) -> Any:
+        return await self.store.balances(self.org, self.call.keys, now_ms())
+
+    async def is_clean(self) -> bool:
+        audit = await Auditor(self.store.bookkeeping, self.store, now_ms).audit(self.org, self)
+        assert audit.is_clean, audit
+        return True
+
+    def checkpoint(self) -> Tally:
+        return Tally()
+
+    async def rows(self, after_seq: int) -> AsyncIterator[Row]:
+        for row in self.archive.rows(after_seq):
+            yield row
+            after_seq = row.seq
+        for row in await self.store.rows(self.org, after_seq, 10_000):
+            yield row
+
+
+@pytest.fixture
+def books(store: RedisStore, any_server: Server, tmp_path: Path) -> Books:
+    return Books(store, any_server, tmp_path)
+
+
+async def settled(books: Books, cost: int = 700) -> Call:
+    call = books.call.sibling()
+    await books.store.reserve(call.reserve(lease_ms=DAY_MS))
+    await books.store.settle(call.settle(cost))
+    return call
+
+
+async def test_a_flushed_store_is_rebuilt_to_the_same_balances(books: Books) -> None:
+    one = await settled(books)
+    released, expired = books.call.sibling(), books.call.sibling()
+    await books.store.reserve(released.reserve(lease_ms=DAY_MS))
+    await books.store.reserve(expired.reserve(lease_ms=-1))
+    await books.store.release(released.release())
+    await books.store.expire(books.org, now_ms(), DAY_MS, 9)
+    before = await books.balances()
+    await books.seal()
+
+    books.lose_everything()
+    with pytest.raises(BooksClosedError):
+        await books.store.reserve(books.call.sibling().reserve())
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="flushed")
+
+    assert await books.balances() == before
+    assert await books.is_clean()
+    assert (rebuilt.counters, rebuilt.endings) == (2, 3)
+    # Whatever comes again is known: nothing is charged twice.
+    assert (await books.store.settle(one.settle())).outcome is Outcome.DUPLICATE
+    assert (await books.store.release(released.release())).outcome is Outcome.DUPLICATE
+    assert await books.store.unconfirmed_ids(books.org) == [expired.id]
+    assert (await books.store.settle(expired.settle(10))).outcome is Outcome.LATE
+    assert await books.is_clean()
+
+
+async def test_what_was_not_archived_is_recovered_when_its_entry_comes_again(
+    books: Books,
+) -> None:
+    await settled(books)
+    await books.seal()
+    lost = await settled(books, 500)
+    before = await books.balances()
+
+    books.lose_everything()
+    await books.rebuilder().rebuild(books.org, reason="flushed")
+    again = await books.store.settle(lost.settle(500))
+
+    assert again.outcome is Outcome.RECOVERED
+    assert await books.balances() == before
+    assert await books.is_clean()
+
+
+async def test_a_store_that_fell_back_keeps_what_it_did_since_and_nothing_twice(
+    books: Books,
+) -> None:
+    """As a replica that was promoted without the last rows, and went on."""
+    await settled(books)
+    twice = books.call.sibling()
+    await books.store.reserve(twice.reserve(lease_ms=DAY_MS))
+    old = books.snapshot()
+    await books.store.settle(twice.settle(300))
+    await settled(books, 40)
+    await books.seal()
+    books.go_back_to(old)
+    await books.store.settle(twice.settle(300))  # told again to the promoted one
+    await settled(books, 5)
+    open_still = books.call.sibling()
+    await books.store.reserve(open_still.reserve(lease_ms=DAY_MS))
+
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="failed over")
+
+    spent, held = (await books.balances())[0].spent, (await books.balances())[0].held
+    assert (spent, held) == (700 + 300 + 40 + 5, 1000)
+    assert (rebuilt.adopted, rebuilt.contradicted) == (1, 1)
+    assert await books.is_clean()
+
+
+async def test_overrides_are_in_force_again(books: Books) -> None:
+    at_ms = now_ms()
+    for n, (change, target, amount) in enumerate(
+        [
+            (Change.SET, "agent/bot/day/usd", 5),
+            (Change.TOP_UP, "agent/bot/day/usd", 7),
+            (Change.PAUSE, "agent:bot", 0),
+        ]
+    ):
+        end = at_ms + DAY_MS if change is Change.TOP_UP else None
+        await books.store.override(
+            Override(f"o{n}", books.org, at_ms, change, target, at_ms + DAY_MS, amount, end)
+        )
+    before = await books.store.overrides(books.org, now_ms())
+    await books.seal()
+
+    books.lose_everything()
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="flushed")
+
+    assert await books.store.overrides(books.org, now_ms()) == before
+    assert rebuilt.overrides == 3
+
+
+async def test_a_store_that_has_everything_is_left_alone(books: Books) -> None:
+    await settled(books)
+    await books.seal()
+    await settled(books)
+    before = await books.balances()
+
+    with pytest.raises(RebuildError, match="nothing to rebuild"):
+        await books.rebuilder().rebuild(books.org, reason="x")
+
+    assert await books.balances() == before
+    assert (await books.store.reserve(books.call.sibling().reserve())) is not None
+
+
+async def test_a_rebuild_that_was_stopped_half_way_is_done_again(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await settled(books)
+    before = await books.balances()
+    await books.seal()
+    books.lose_everything()
+    rebuilder = books.rebuilder()
+
+    async def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rebuilder, "_open", stop)
+    with pytest.raises(KeyboardInterrupt):
+        await rebuilder.rebuild(books.org, reason="x")
+    with pytest.raises(BooksClosedError):
+        await books.store.reserve(books.call.sibling().reserve())
+    await books.rebuilder().rebuild(books.org, reason="again")
+
+    assert await books.balances() == before
+    assert await books.is_clean()
+
+
+async def test_going_on_without_what_was_lost_is_a_row_with_its_reason(books: Books) -> None:
+    await settled(books)
+    await books.seal()
+    books.lose_everything()
+
+    await books.rebuilder().go_on(books.org, reason="the numbers do not matter any more")
+
+    (row,) = await books.store.rows(books.org, books.archive.last_seq, 9)
+    assert row.outcome is RowOutcome.REPAIR
+    assert "do not matter" in row.particulars
+    assert (await books.balances())[0].spent == 0
+    assert replace(row, seq=0).id == "books"

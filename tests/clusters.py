@@ -1,4 +1,4 @@
-"""Several store servers that belong together: a Cluster of three, a primary with its Sentinels.
+"""Several store servers that belong together: a Cluster, a primary with its Sentinels.
 
 They listen on TCP, on ports of this machine's loopback that were free a moment before; whoever
 loses a port to another process on the way starts again on other ports.
@@ -6,96 +6,22 @@ loses a port to another process on the way starts again on other ports.
 
 import contextlib
 import shutil
-import signal
-import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import redis
+from nodes import OPEN, Access, Node, free_port
 from redis.crc import key_slot
-from servers import START_SECONDS_MAX, until
+from servers import until
 
 from extauthz.store.base import org_prefix
-from extauthz.store.embedded import valkey_binary, valkey_command
 
 SLOTS = 16384
 DOWN_AFTER_MS = 1000
 _PRIMARY_NAME = "ledger"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-class Node:
-    """One process on TCP, with the settings of the embedded store and `extra` ones."""
-
-    def __init__(self, name: str, *extra: str, command: list[str] | None = None) -> None:
-        self.dir = Path(tempfile.mkdtemp(prefix="xa-", dir="/tmp"))
-        self.port = free_port()
-        self.bus_port = 0
-        self._name = name
-        settings = ["--port", str(self.port), "--bind", "127.0.0.1", *extra]
-        self._command = command or valkey_command(self.dir, self.dir / "s")
-        self._command = [*self._command, *settings]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def place(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> str:
-        return (self.dir / "log").read_text(errors="replace")
-
-    def start(self) -> None:
-        with (self.dir / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self._name} did not start:\n{self.log}")
-            time.sleep(0.01)
-
-    def client(self) -> "redis.Redis":
-        return redis.Redis(port=self.port, decode_responses=True)
-
-    def ask(self, *words: object) -> object:
-        """One command on a connection of its own; its reply as it comes."""
-        with contextlib.closing(self.client()) as client:
-            return client.execute_command(*words)
-
-    def kill(self) -> None:
-        """End it without a chance to clean up, as a crash would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def freeze(self) -> None:
-        assert self._process is not None, "start it first"
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None, "start it first"
-        self._process.send_signal(signal.SIGCONT)
-
-    def remove(self) -> None:
-        self.kill()
-        shutil.rmtree(self.dir, ignore_errors=True)
-
-    def _answers(self) -> bool:
-        try:
-            return self.ask("PING") is not None
-        except redis.ConnectionError:
-            return False
 
 
 class _Group:
@@ -134,26 +60,40 @@ class _Group:
 
 
 class Cluster(_Group):
-    """Three primaries, each with a third of the slots; no replicas."""
+    """Three primaries, each with a third of the slots; the first has as many replicas as asked."""
+
+    def __init__(self, *, replicas: int = 0, access: Access = OPEN) -> None:
+        super().__init__()
+        self._replica_count, self._access = replicas, access
 
     @property
     def url(self) -> str:
-        return f"redis+cluster://{','.join(node.place for node in self.nodes[:2])}"
+        seeds = ",".join(node.place for node in self.nodes[:2])
+        return f"{self._access.scheme}+cluster://{self._access.user}{seeds}"
 
     def start(self) -> None:
-        first, *others = [self._started(_cluster_node) for _ in range(3)]
+        # Without replicas, however late one answers, it is not to be taken for dead: the others
+        # would all refuse.
+        node_timeout_ms = 3000 if self._replica_count else 60_000
+        make = partial(_cluster_node, self._access, node_timeout_ms)
+        first, *others = [self._started(make) for _ in range(3)]
         for n, node in enumerate(self.nodes):
             bounds = SLOTS * n // 3, SLOTS * (n + 1) // 3 - 1
             node.ask("CLUSTER", "ADDSLOTSRANGE", *bounds)
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
-        for node in others:
+        self.replicas = [self._started(make) for _ in range(self._replica_count)]
+        for node in (*others, *self.replicas):
             first.ask("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus_port)
-        until(lambda: all(_knows_all(node) for node in self.nodes))
+        until(lambda: all(_knows_all(node, len(self.nodes)) for node in self.nodes))
+        for replica in self.replicas:
+            replica.ask("CLUSTER", "REPLICATE", first.ask("CLUSTER", "MYID"))
+        until(lambda: all(_is_linked(replica) for replica in self.replicas))
 
     def owner(self, slot: int) -> Node:
-        """The node with a slot."""
-        ids = {node.ask("CLUSTER", "MYID"): node for node in self.nodes}
-        return ids[_owner_ids(self.nodes[0])[slot]]
+        """The node with a slot, as one of those that run tells."""
+        running = [node for node in self.nodes if node.is_running]
+        ids = {node.ask("CLUSTER", "MYID"): node for node in running}
+        return ids[_owner_ids(running[-1])[slot]]
 
     @contextlib.contextmanager
     def moving(self, slot: int, source: Node, target: Node) -> Iterator[None]:
@@ -181,19 +121,26 @@ def slot_of(org: str) -> int:
 class Sentinels(_Group):
     """A primary, a replica of it, and three Sentinels that fail over within a second or two."""
 
-    def __init__(self, *primary_settings: str) -> None:
+    def __init__(
+        self, *primary_settings: str, access: Access = OPEN, sentinel_password: str = ""
+    ) -> None:
         super().__init__()
-        self._primary_settings = primary_settings
+        self._primary_settings, self._access = primary_settings, access
+        self._own_access = Access(sentinel_password, access.tls)
 
     @property
     def url(self) -> str:
         seeds = ",".join(node.place for node in self.sentinels)
-        return f"redis+sentinel://{seeds}/{_PRIMARY_NAME}"
+        url = f"{self._access.scheme}+sentinel://{self._access.user}{seeds}/{_PRIMARY_NAME}"
+        return f"{url}?sentinel_password={word}" if (word := self._own_access.password) else url
 
     def start(self) -> None:
-        self.primary = self._started(lambda: Node("primary", *self._primary_settings))
+        self.primary = self._started(
+            lambda: Node("primary", *self._primary_settings, access=self._access)
+        )
+        follows = f"127.0.0.1 {self.primary.port}"
         self.replica = self._started(
-            lambda: Node("replica", "--replicaof", f"127.0.0.1 {self.primary.port}")
+            lambda: Node("replica", "--replicaof", follows, access=self._access)
         )
         self.sentinels = [self._started(self._sentinel) for _ in range(3)]
         until(self.is_in_sync)
@@ -211,6 +158,12 @@ class Sentinels(_Group):
             client.set("in-sync", 1)  # WAIT is about what its own connection wrote
             return client.wait(1, 100) == 1
 
+    def part(self) -> None:
+        """From here on the replica hears nothing of the primary, and the Sentinels do not mind."""
+        self.replica.ask("CONFIG", "SET", "masterauth", "not-the-password")
+        self.primary.ask("CLIENT", "KILL", "TYPE", "replica")
+        until(lambda: "master_link_status:down" in _replication(self.replica))
+
     def has_failed_over(self) -> bool:
         """Ask for a fail-over; it is refused until the replica has been heard of for a while."""
         try:
@@ -227,15 +180,17 @@ class Sentinels(_Group):
         return {int(reply[1]) for reply in replies if isinstance(reply, list | tuple)}
 
     def _sentinel(self) -> Node:
+        access = self._access
         node_dir = Path(tempfile.mkdtemp(prefix="xa-", dir="/tmp"))
         config = node_dir / "sentinel.conf"
         config.write_text(
             f"sentinel monitor {_PRIMARY_NAME} 127.0.0.1 {self.primary.port} 2\n"
             f"sentinel down-after-milliseconds {_PRIMARY_NAME} {DOWN_AFTER_MS}\n"
             f"sentinel failover-timeout {_PRIMARY_NAME} 3000\n"
+            + (f"sentinel auth-pass {_PRIMARY_NAME} {word}\n" if (word := access.password) else "")
         )
-        command = [str(valkey_binary()), str(config), "--sentinel"]
-        node = Node("sentinel", "--dir", str(node_dir), command=command)
+        command = [access.binary, str(config), "--sentinel"]
+        node = Node("sentinel", "--dir", str(node_dir), command=command, access=self._own_access)
         shutil.rmtree(node.dir)
         node.dir = node_dir
         return node
@@ -246,19 +201,33 @@ class Sentinels(_Group):
         return bool(seen["num-slaves"] == 1 and seen["num-other-sentinels"] == 2)
 
 
-def _cluster_node() -> Node:
+def _cluster_node(access: Access, node_timeout_ms: int) -> Node:
     bus_port = free_port()
-    # However late one answers, it is not to be taken for dead: the others would all refuse.
-    settings = {"enabled": "yes", "node-timeout": "60000", "port": str(bus_port)}
-    node = Node("node", *(word for n, v in settings.items() for word in (f"--cluster-{n}", v)))
+    settings = {
+        "enabled": "yes",
+        "node-timeout": str(node_timeout_ms),
+        "port": str(bus_port),
+    }
+    words = (word for n, value in settings.items() for word in (f"--cluster-{n}", value))
+    node = Node("node", *words, access=access)
     node.bus_port = bus_port
     return node
 
 
-def _knows_all(node: Node) -> bool:
+def _knows_all(node: Node, count: int) -> bool:
     # A node that has not met the others calls its own third the whole, for a moment.
     info = str(node.ask("CLUSTER", "INFO"))
-    return "cluster_state:ok" in info and f"cluster_slots_ok:{SLOTS}" in info
+    all_slots = "cluster_state:ok" in info and f"cluster_slots_ok:{SLOTS}" in info
+    return all_slots and f"cluster_known_nodes:{count}\r" in info
+
+
+def _is_linked(replica: Node) -> bool:
+    return "master_link_status:up" in _replication(replica)
+
+
+def _replication(node: Node) -> str:
+    with contextlib.closing(node.client()) as client:
+        return "\n".join(f"{name}:{value}" for name, value in client.info("replication").items())
 
 
 def _owner_ids(node: Node) -> dict[int, str]:

@@ -2,7 +2,8 @@
 --
 -- Version 3: rows, particulars, costs, remember_until; several limits in one override. A script is
 -- called by the hash of its text, so two versions of this program that share a store each run their
--- own; say here what changed when a record's layout does.
+-- own; say here what changed when a record's layout does. From version 3 on it only ever grows: see
+-- "Two versions at once" in docs/architecture.md.
 --
 -- A reservation is one hash:
 --   state      held | settled | released | expired
@@ -172,13 +173,13 @@ local function tidy_rolling(key, at_ms)
   if not width then
     return
   end
+  remember_until(key, as_text(tonumber(at_ms) + BUCKETS * width))
   local oldest = bucket_at(at_ms, width) - BUCKETS + 1
   for _, name in ipairs(redis.call('HKEYS', key)) do
     if name ~= 'held' and tonumber(name) < oldest then
-      redis.call('HDEL', key, name)
+      redis.call('HDEL', key, name) -- last: a counter made anew by a late cost may have nothing else
     end
   end
-  remember_until(key, as_text(tonumber(at_ms) + BUCKETS * width))
 end
 
 -- Never below zero, even if the counter was lost meanwhile: that would be room nobody granted.

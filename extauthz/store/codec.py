@@ -172,9 +172,8 @@ def open_call(
     particulars: str = "",
 ) -> Call:
     """See `scripts/open.lua`."""
-    keys = own_keys(org, OPENING_ID)[:3]
     args = (OPENING_ID, str(at_ms), str(first_seq), outcome.value, particulars)
-    return Call(script.OPEN, org, keys, args)
+    return Call(script.OPEN, org, own_keys(org, OPENING_ID), args)
 
 
 def stored(record: Sequence[str]) -> StoredReservation:

@@ -236,7 +236,8 @@ class RedisStore:
 
     async def unconfirmed_ids(self, org: str) -> list[str]:
         """See `LedgerStore`."""
-        (ids,) = await self._courier.read(org, ("ZRANGE", unconfirmed_key(org), "0", "-1"))
+        but_the_opening = ("-inf", "(+inf", "BYSCORE")
+        (ids,) = await self._courier.read(org, ("ZRANGE", unconfirmed_key(org), *but_the_opening))
         return list(ids)
 
     async def rows(self, org: str, after_seq: int, count: int) -> list[Row]:

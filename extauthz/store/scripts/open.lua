@@ -1,7 +1,7 @@
 #!lua
 -- Open the books of an org: nothing is written into a store that has none.
 --
--- KEYS  1, 2 not used, 3 rows
+-- KEYS  1, 2 not used, 3 rows, 4 unconfirmed
 -- ARGV  1 id, 2 at_ms, 3 number of the first row, 4 its outcome: opened | repair, 5 particulars
 -- Reply {id, "opened" | "open"}
 --       {id, "clock_skew"}
@@ -15,5 +15,7 @@ end
 if not books_are_closed() then
   return { id, 'open' }
 end
+-- So that the key is always there: one that is not could be on either node while a slot is moved.
+redis.call('ZADD', KEYS[UNCONFIRMED], '+inf', id)
 write_row({ at_ms = at_ms, outcome = ARGV[4], id = id, particulars = ARGV[5] }, {}, ARGV[3])
 return { id, 'opened' }

@@ -18,7 +18,8 @@
 --   seen       the highest cost observed so far, in nano-USD     (held only)
 --   p          particulars: who asks for what, in words for the books       (not once it is settled)
 -- A held one has no TTL. Its lease is its score in the leases, there and nowhere else. An expired one
--- stands in `unconfirmed`, until a settlement confirms or corrects it or its record is forgotten.
+-- stands in `unconfirmed`, until a settlement confirms or corrects it or its record is forgotten; with
+-- it, at +inf, what opened the books, so that no settlement finds that key missing while its slot moves.
 -- A counter is a hash of `spent` and `held`; it has a TTL from the command that makes it. One whose
 -- key ends in `:rolling-<width in ms>` has, instead of `spent`, an amount for each bucket, named by
 -- its number (see extauthz/ledger/rolling.py, which says the same in Python).

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from extauthz.config import load, policies_of
+from extauthz.config import Config, load, policies_of
 from extauthz.errors import OperatorError
 from extauthz.ids import uuid7
 from extauthz.ledger import (
@@ -118,19 +118,22 @@ def run_at_desk(work: Work) -> Callable[[argparse.Namespace], None]:
     """A command's `run`: reads the config, opens the store, and closes it whatever happens."""
 
     def run(options: argparse.Namespace) -> None:
-        from extauthz.server.data_dir import DataDir  # noqa: PLC0415 - as below
-        from extauthz.server.in_force import as_recorded  # noqa: PLC0415 - as below
-        from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
-
-        config = load(options.config)
-        policies = as_recorded(DataDir(config.data_dir).in_force, policies_of(config))
-        asyncio.run(_run(work, options, policies, store_url(config)))
+        asyncio.run(_run(work, options, load(options.config)))
 
     return run
 
 
-async def _run(work: Work, options: argparse.Namespace, policies: Policies, url: str) -> None:
-    store = RedisStore.from_url(url, command_timeout_s=_COMMAND_TIMEOUT_S)
+async def _run(work: Work, options: argparse.Namespace, config: Config) -> None:
+    from extauthz.server.data_dir import DataDir  # noqa: PLC0415 - as below
+    from extauthz.server.in_force import as_recorded  # noqa: PLC0415 - as below
+    from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
+
+    policies = as_recorded(DataDir(config.data_dir).in_force, policies_of(config))
+    store = RedisStore.from_url(
+        store_url(config),
+        command_timeout_s=_COMMAND_TIMEOUT_S,
+        wait_replicas=config.store.wait_replicas,
+    )
     try:
         await work(Desk(policies, store, system_clock), options)
     except StoreUnavailableError as error:

@@ -38,6 +38,10 @@ SKEW = (
 )
 
 
+_WRITTEN = frozenset({"reserved", "applied", "duplicate"})
+"""Answers of scripts that wait for replicas and have written; a repeated override writes again."""
+
+
 def record_key(org: str, id_: str) -> str:
     """Where a reservation stands."""
     return f"{org_prefix(org)}r:{id_}"
@@ -90,11 +94,15 @@ def reserve_call(command: Reserve, wait: Wait | None) -> Call:
 
 
 def check_replicas(wanted: int, id_: str, status: str, acknowledged: int) -> None:
-    """Whoever gets this error releases the reservation, as if there had been no answer."""
+    """A reservation or an override that its replicas may not have is as if there were no answer.
+
+    Raises:
+        StoreUnavailableError: release the reservation, or repeat the override.
+    """
     if status == "held_already":
         # WAIT looks no further back than to what its own connection wrote.
         raise StoreUnavailableError(f"{id_}: that replicas have a repeated reserve is not known")
-    if status == "reserved" and acknowledged < wanted:
+    if status in _WRITTEN and acknowledged < wanted:
         raise StoreUnavailableError(
             f"{id_}: {acknowledged} of {wanted} replicas (store.wait_replicas) have it in time"
         )
@@ -143,7 +151,7 @@ def expire_call(
     return Call(script.EXPIRE, org, (*own_keys(org, id_), *keys), args)
 
 
-def override_call(command: Override) -> Call:
+def override_call(command: Override, wait: Wait | None) -> Call:
     """See `scripts/override.lua`."""
     own_id = f"{org_prefix(command.org)}o:{command.id}"
     return Call(
@@ -161,6 +169,7 @@ def override_call(command: Override) -> Call:
             "" if command.until_ms is None else str(command.until_ms),
             command.particulars,
         ),
+        wait,
     )
 
 

@@ -32,6 +32,8 @@ async def run_scripts(
     # Those have not run: the server does not know them.
     unknown = {at: calls[at] for at in calls if isinstance(answers[at], NoScriptError)}
     if unknown:
+        for at in unknown:
+            del answers[at]  # from here on they may run, whatever becomes of this connection
         await _run(connection, place, asking, unknown, answers, by_text=True)
 
 

@@ -1,5 +1,7 @@
 """What a store's error means and what to do about it, in a sentence for whoever is on call."""
 
+import ssl
+
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -23,7 +25,10 @@ _BY_CLASS: dict[type[Exception], str] = {
     ReadOnlyError: "it is a replica; store.url has to name the primary, or Sentinels that know it",
     MasterDownError: "it is a replica that has lost its primary; store.url has to name the primary",
     OutOfMemoryError: "its memory is full; raise its maxmemory",
-    AuthenticationError: "it wants another user or password; see store.url",
+    AuthenticationError: "it wants another user or password; see store.url "
+    "(that of Sentinels is ?sentinel_password=)",
+    ssl.SSLCertVerificationError: "its certificate is not for this host, or of a CA that is not "
+    "trusted here; name the CA in store.url, ?ssl_ca_certs=FILE",
     NoPermissionError: f"its ACL forbids what the ledger needs; ACL SETUSER <user> {NEEDED_ACL}",
     TryAgainError: "the org's slot is being moved to another node; wait until it has been",
     AskError: "it is a node of a Cluster that has no node for the org yet, or store.url lacks "
@@ -43,9 +48,10 @@ def unavailable(place: str, error: Exception) -> StoreUnavailableError:
     text = str(error)
     # redis-py strips the first word of the errors that it has a class for.
     remedy = _BY_FIRST_WORD.get(text.split(" ", 1)[0])
-    # While it connects, it wraps what the server said into an error of its own.
+    # While it connects, it wraps what the server or TLS said into an error of its own.
+    said = (error, error.__cause__, error.__context__)
     for kind, known in _BY_CLASS.items():
-        if isinstance(error, kind) or isinstance(error.__cause__, kind):
+        if any(isinstance(one, kind) for one in said):
             remedy = known
             break
     if remedy is None:

@@ -97,14 +97,18 @@ class RedisStore:
             command_timeout_s: for one command, with all waiting, searching and asking again.
             connections_max: how many commands are under way at once, on each server.
             require_durable: whether `check_ready` refuses a server that may forget on a crash.
-            wait_replicas: how many replicas must have a reservation before it is granted.
+            wait_replicas: how many replicas must have a reservation before it is granted, and an
+                override before it is said to be done.
 
         Raises:
-            StoreError: the URL is not one.
+            StoreError: the URL is not one, or names a file that cannot be read.
         """
-        topology = _topology(StoreUrl.parse(url), command_timeout_s, connections_max)
-        # Half of the deadline: in time to be told how many replicas there were.
-        wait = Wait(wait_replicas, int(command_timeout_s * 500)) if wait_replicas else None
+        parsed = StoreUrl.parse(url)
+        parsed.check_files()
+        topology = _topology(parsed, command_timeout_s, connections_max)
+        # In time to be told how many replicas there were, even where a server has to be told the
+        # script: then the wait behind its refusal goes by as well.
+        wait = Wait(wait_replicas, int(command_timeout_s * 1000 / 3)) if wait_replicas else None
         courier = Courier(topology, command_timeout_s=command_timeout_s)
         return cls(courier, require_durable=require_durable, wait=wait)
 
@@ -198,7 +202,9 @@ class RedisStore:
     async def override(self, command: Override) -> Applied:
         """See `LedgerStore`."""
         await self._open_books(command.org, command.at_ms)
-        _, applied = await self._run(override_call(command))
+        id_, applied, *rest = await self._run(override_call(command, self._wait))
+        if self._wait is not None:
+            check_replicas(self._wait.replicas, id_, applied, int(rest.pop()))
         return Applied(applied)
 
     async def overrides(self, org: str, at_ms: int) -> Overrides:

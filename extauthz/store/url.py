@@ -10,6 +10,7 @@ and retries too; so only a few names pass.
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
@@ -17,6 +18,7 @@ from extauthz.store.base import StoreError
 
 _OPTIONS = frozenset({"db", "password"})
 _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
+_FILES = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _SCHEMES = frozenset(
     f"{scheme}{kind}" for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")
 ) | {"unix"}
@@ -104,6 +106,21 @@ class StoreUrl:
         user, seeds = _seeds(parts.netloc, _SENTINEL_PORT)
         path = f"/{database}" if database else ""
         return cls(Kind.SENTINEL, text, seeds, name, scheme, user, path, options)
+
+    def check_files(self) -> None:
+        """Whether the files of its TLS options can be read.
+
+        Raises:
+            StoreError: one cannot, which redis-py would tell as a failed connection.
+        """
+        for name, path in parse_qsl(urlsplit(self.text).query):
+            if name in _FILES:
+                try:
+                    Path(path).open("rb").close()
+                except OSError as error:
+                    raise StoreError(
+                        f"store.url: {name}: {path} cannot be read ({error.strerror})"
+                    ) from error
 
     def of_server(self, address: Address) -> str:
         """The URL of one server that keeps data."""

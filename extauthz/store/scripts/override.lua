@@ -28,8 +28,13 @@ if books_are_closed() then
   return { id, 'books_closed' }
 end
 local said_before = redis.call('GET', KEYS[OWN_ID])
-if said_before then
-  return { id, said_before == content and 'duplicate' or 'conflict' }
+if said_before == content then
+  -- Written again as it stands: only of what this connection writes can WAIT say that replicas have
+  -- it, and then they have all that came before.
+  redis.call('SET', KEYS[OWN_ID], content, 'KEEPTTL')
+  return { id, 'duplicate' }
+elseif said_before then
+  return { id, 'conflict' }
 end
 redis.call('SET', KEYS[OWN_ID], content, 'PXAT', forget_at_ms)
 

@@ -99,6 +99,7 @@ class Service:
             self._data_dir.access_log_bookmark,
             Reconciler(settler, clock),
             self._observer,
+            lambda: self._store.primary_changes,
         )
         self._metrics.reconcile_lag_seconds.set_function(lambda: self._follower.lag_seconds)
         self._expiry = ExpiryLoop(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -30,22 +31,26 @@ class LogFollower:
     """Goes through the log once, then follows it.
 
     A line is taken when it has been there for one to two turns: by then the gRPC path has settled
-    its call, unless it lost it.
+    its call, unless it lost it. When the store's primary has changed, it begins anew: what the old
+    one had acknowledged and not replicated, the new one does not know.
     """
 
     files: LogFiles
     bookmark: Path
     reconciler: Reconciler
     observer: FollowObserver
+    primary_changes: Callable[[], int] = lambda: 0
+    """how often another server was found to be the store's primary"""
     every_seconds: float = 5.0
     _is_behind: bool = True
+    _changes_seen: int = 0
     _caught_up_at: float = field(default_factory=time.monotonic)
     _place: Place | None = None
 
     @property
     def backlog(self) -> int:
         """1 as long as calls may have ended that only the file tells of; else 0."""
-        return int(self._is_behind)
+        return int(self._is_behind or self.primary_changes() != self._changes_seen)
 
     @property
     def lag_seconds(self) -> float:
@@ -59,6 +64,7 @@ class LogFollower:
         while True:
             next_sizes = await asyncio.to_thread(self.files.sizes)
             try:
+                await self.rewind_if_the_primary_changed()
                 await self.follow(sizes)
             except StoreError as error:
                 self._is_behind = True
@@ -72,6 +78,18 @@ class LogFollower:
                 self._caught_up_at = time.monotonic()
                 sizes = next_sizes
             await asyncio.sleep(self.every_seconds)
+
+    async def rewind_if_the_primary_changed(self) -> None:
+        """Take the log from its beginning: what is settled costs one read, and changes nothing.
+
+        Raises:
+            OSError: the bookmark cannot be deleted, so a restart would go on from there.
+        """
+        if (changes := self.primary_changes()) == self._changes_seen:
+            return
+        log.warning("the store's primary has changed: going through the whole access log again")
+        self._changes_seen, self._place, self._is_behind = changes, None, True
+        await asyncio.to_thread(self.bookmark.unlink, missing_ok=True)
 
     async def follow(self, sizes: dict[int, int] | None = None) -> None:
         """Go on from the bookmark, in each file up to a size.

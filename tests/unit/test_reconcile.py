@@ -1,6 +1,8 @@
 """Reconciling settles what is open, leaves alone what is known, and costs one read for that."""
 
+import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,3 +237,32 @@ async def test_a_follower_goes_on_where_another_has_ended(shop: Shop, tmp_path: 
         assert shop.told.results == expected
         with path.open("ab") as file:
             file.write(b"none either\nnor this\n")
+
+
+async def test_a_changed_primary_has_the_whole_log_gone_through_again_before_leases_charge(
+    shop: Shop, tmp_path: Path
+) -> None:
+    path, bookmark = tmp_path / "access.jsonl", tmp_path / "bookmark"
+    path.write_bytes(b"no line\n")
+    changes = 0
+    follower = LogFollower(
+        LogFiles(path), bookmark, shop.reconciler, shop.told, lambda: changes, every_seconds=0.01
+    )
+    following = asyncio.create_task(follower.run())
+    await until(lambda: not follower.backlog)
+    assert (shop.told.results, bookmark.exists()) == ([(0, 1)], True)
+
+    changes = 1
+    assert follower.backlog == 1, "a lease would charge what the log is about to settle"
+    await until(lambda: not follower.backlog)
+    assert shop.told.results == [(0, 1), (0, 1)]
+    bookmark.unlink()
+    await until(lambda: follower.lag_seconds < 0.005)
+    assert shop.told.results == [(0, 1), (0, 1)], "once for each change"
+    following.cancel()
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_true():  # noqa: ASYNC110 of another task
+            await asyncio.sleep(0.001)

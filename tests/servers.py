@@ -55,13 +55,17 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        with (self.dir / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        self.launch()
         deadline = time.monotonic() + START_SECONDS_MAX
         while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._running().poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the store did not start:\n{self.log}")
             time.sleep(0.01)
+
+    def launch(self) -> None:
+        """Start it, and wait for nothing."""
+        with (self.dir / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
 
     def client(self) -> "redis.Redis":
         """A plain client, to look at the data and to set the server up."""

@@ -49,6 +49,21 @@ async def test_a_reply_of_another_kind_is_not_believed(nonsense: str) -> None:
         await store.close()
 
 
+async def test_a_script_that_was_sent_again_by_its_text_has_no_answer_until_it_has_one() -> None:
+    """That the server did not know it is no answer any more: it may have been executed since."""
+
+    async def know_nothing_and_fall_silent(words: list[str]) -> str:
+        if words[0] == "EVAL":
+            await asyncio.Event().wait()
+        return "-NOSCRIPT No matching script.\r\n"
+
+    async with FakeServer(know_nothing_and_fall_silent) as server:
+        store = RedisStore.from_url(server.url, command_timeout_s=0.2)
+        with pytest.raises(StoreUnavailableError, match=r"did not answer within 0\.2 s"):
+            await store.reserve(Call().reserve())
+        await store.close()
+
+
 async def test_a_reply_out_of_step_spoils_the_rest_of_its_batch_but_not_what_came_before() -> None:
     batch = [Call(org="org") for _ in range(4)]
 

@@ -17,6 +17,8 @@ from extauthz.store.failures import NEEDED_ACL
 from extauthz.store.redis import RedisStore
 
 PASSWORD, SENTINEL_PASSWORD = "word-of-the-store", "word-of-the-sentinels"
+TIMEOUT_S = 8.0
+"""A Sentinel has a quarter of it, and several TLS handshakes at once take their time."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def running(node: Node) -> Iterator[Node]:
 
 async def one_call(url: str) -> None:
     """Reserve, settle and read: everything that a command needs is allowed and understood."""
-    store, call = RedisStore.from_url(url), Call()
+    store, call = RedisStore.from_url(url, command_timeout_s=TIMEOUT_S), Call()
     try:
         await store.check_ready()
         assert isinstance(await store.reserve(call.reserve()), Reserved)
@@ -50,7 +52,7 @@ async def one_call(url: str) -> None:
 
 async def refusal(url: str) -> str:
     """Why a store that cannot be used says it cannot."""
-    store = RedisStore.from_url(url)
+    store = RedisStore.from_url(url, command_timeout_s=TIMEOUT_S)
     try:
         with pytest.raises(StoreUnavailableError) as raised:
             await store.reserve(Call().reserve())

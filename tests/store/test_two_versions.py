@@ -101,6 +101,10 @@ async def test_two_versions_at_once_pass_no_limit_and_count_each_call_once(
         Balance(25 * 70),
     )
     assert await versions[1].open_reservations(first.org) == 0
+    of_mine, of_theirs = [await version.rows(first.org, 0, 1000) for version in versions]
+    assert of_mine == of_theirs
+    assert [row.seq for row in of_theirs] == list(range(1, 27)), "the opening, and each call's end"
+    assert {row.id for row in of_theirs[1:]} == {call.id for call in admitted}
     client.close()
 
 

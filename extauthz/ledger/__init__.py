@@ -79,6 +79,7 @@ from extauthz.ledger.overrides import (
 )
 from extauthz.ledger.rolling import bucket_width_ms, oldest_bucket, width_of
 from extauthz.ledger.rows import Posting, Row, RowOutcome, counter_name
+from extauthz.ledger.sealing import Seal, Sealed, Standing
 from extauthz.ledger.state_machine import Ledger
 from extauthz.ledger.tally import RowGapError, Tally
 
@@ -113,7 +114,10 @@ __all__ = [
     "Row",
     "RowGapError",
     "RowOutcome",
+    "Seal",
+    "Sealed",
     "Settle",
+    "Standing",
     "State",
     "Tally",
     "bucket_width_ms",

@@ -26,7 +26,10 @@ from extauthz.ledger import (
     Reserve,
     Reserved,
     Row,
+    Seal,
+    Sealed,
     Settle,
+    Standing,
     State,
     bucket_width_ms,
 )
@@ -134,6 +137,22 @@ class LedgerStore(Protocol):
 
     async def rows(self, org: str, after_seq: int, count: int) -> list[Row]:
         """Up to `count` rows of the org's books after a number, in order; not those trimmed."""
+
+    def expect_books(self, org: str) -> None:
+        """An org has books, so a store without them has lost them: they are not opened anew."""
+
+    async def claim_archive(self, org: str, holder: str, at_ms: int, until_ms: int) -> Standing:
+        """Be the one that archives an org's rows until an instant, if nobody else is.
+
+        To give it up, claim it until now. The answer tells who is, and how far the rows are sealed.
+        Raises `BooksClosedError` where there are no books (yet).
+        """
+
+    async def seal(self, command: Seal) -> Sealed:
+        """Trim rows that are archived; only for who archives them, and from where they ended."""
+
+    async def standing(self, org: str) -> Standing:
+        """How far the rows of an org are sealed, and by whom."""
 
     async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
         """How these reservations stand, without those that the store does not know."""

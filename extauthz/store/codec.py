@@ -15,7 +15,9 @@ from extauthz.ledger import (
     Renew,
     Reserve,
     RowOutcome,
+    Seal,
     Settle,
+    Standing,
     State,
 )
 from extauthz.store import script
@@ -60,6 +62,11 @@ def overrides_key(org: str) -> str:
 def rows_key(org: str) -> str:
     """Where an org's books stand."""
     return f"{org_prefix(org)}rows"
+
+
+def archive_key(org: str) -> str:
+    """Where it stands how far an org's rows are archived, and who does it (scripts/claim.lua)."""
+    return f"{org_prefix(org)}archive"
 
 
 def unconfirmed_key(org: str) -> str:
@@ -183,6 +190,39 @@ def open_call(
     """See `scripts/open.lua`."""
     args = (OPENING_ID, str(at_ms), str(first_seq), outcome.value, particulars)
     return Call(script.OPEN, org, own_keys(org, OPENING_ID), args)
+
+
+def claim_call(org: str, id_: str, holder: str, at_ms: int, until_ms: int) -> Call:
+    """See `scripts/claim.lua`."""
+    keys = (archive_key(org), leases_key(org), rows_key(org))
+    return Call(script.CLAIM, org, keys, (id_, str(at_ms), holder, str(until_ms)))
+
+
+def seal_call(command: Seal, id_: str) -> Call:
+    """See `scripts/seal.lua`."""
+    org = command.org
+    keys = (archive_key(org), leases_key(org), rows_key(org))
+    words = (command.at_ms, command.holder, command.until_ms, command.before_seq)
+    args = (id_, *map(str, words), str(command.through_seq), command.hash)
+    return Call(script.SEAL, org, keys, args)
+
+
+def claimed(reply: Sequence[str]) -> Standing:
+    """The answer of `scripts/claim.lua`."""
+    _, _, holder, until_ms, through, hash_, last = reply
+    fields = {"holder": holder, "until": until_ms, "through": through, "hash": hash_}
+    return standing_in(fields, int(last))
+
+
+def standing_in(fields: dict[str, str], last_seq: int) -> Standing:
+    """The hash that `scripts/claim.lua` describes."""
+    return Standing(
+        last_seq,
+        int(fields.get("through", 0)),
+        fields.get("hash", ""),
+        fields.get("holder", ""),
+        int(fields.get("until", 0)),
+    )
 
 
 def stored(record: Sequence[str]) -> StoredReservation:

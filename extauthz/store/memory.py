@@ -23,10 +23,13 @@ from extauthz.ledger import (
     Reserve,
     Reserved,
     Row,
+    Seal,
+    Sealed,
     Settle,
+    Standing,
     State,
 )
-from extauthz.store.base import StoredReservation, check_keys
+from extauthz.store.base import BooksClosedError, StoredReservation, check_keys
 
 
 def system_clock_ms() -> int:
@@ -40,6 +43,7 @@ class MemoryStore:
     def __init__(self, clock_ms: Callable[[], int] = system_clock_ms) -> None:
         self._clock_ms = clock_ms
         self._ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
+        self._expected: set[str] = set()
 
     async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """See `LedgerStore`."""
@@ -57,7 +61,13 @@ class MemoryStore:
         for command in commands:
             try:
                 answers.append(await self.settle(command))
-            except (ClockSkewError, HoldsMismatchError, CounterRangeError, ValueError) as error:
+            except (
+                ClockSkewError,
+                HoldsMismatchError,
+                CounterRangeError,
+                BooksClosedError,
+                ValueError,
+            ) as error:
                 answers.append(error)
         return answers
 
@@ -129,6 +139,22 @@ class MemoryStore:
         """See `LedgerStore`."""
         return self._ledgers[org].books.after(after_seq, count)
 
+    def expect_books(self, org: str) -> None:
+        """See `LedgerStore`."""
+        self._expected.add(org)
+
+    async def claim_archive(self, org: str, holder: str, at_ms: int, until_ms: int) -> Standing:
+        """See `LedgerStore`."""
+        return self._opened(org, at_ms).books.claim(holder, at_ms, until_ms)
+
+    async def seal(self, command: Seal) -> Sealed:
+        """See `LedgerStore`."""
+        return self._opened(command.org, command.at_ms).books.seal(command)
+
+    async def standing(self, org: str) -> Standing:
+        """See `LedgerStore`."""
+        return self._ledgers[org].books.standing
+
     async def check_ready(self) -> None:
         """Always: what it does not promise is in its name."""
 
@@ -136,9 +162,21 @@ class MemoryStore:
         """Nothing to close; the ledgers stay readable for tests."""
 
     def _ledger(self, org: str, at_ms: int) -> Ledger:
+        """An org's ledger, with its books opened unless they are expected to be."""
+        if org in self._expected:
+            return self._opened(org, at_ms)
+        ledger = self._timely(org, at_ms)
+        ledger.books.open(at_ms)
+        return ledger
+
+    def _opened(self, org: str, at_ms: int) -> Ledger:
+        ledger = self._timely(org, at_ms)
+        if not ledger.books.last_seq:
+            raise BooksClosedError(org)
+        return ledger
+
+    def _timely(self, org: str, at_ms: int) -> Ledger:
         off_ms = abs(self._clock_ms() - at_ms)
         if off_ms > CLOCK_SKEW_MS_MAX:
             raise ClockSkewError(f"the caller's clock and the store's are {off_ms} ms apart")
-        ledger = self._ledgers[org]
-        ledger.books.open(at_ms)
-        return ledger
+        return self._ledgers[org]

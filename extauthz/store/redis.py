@@ -6,6 +6,7 @@ org is that of its topology.
 """
 
 from collections.abc import Sequence
+from uuid import uuid4
 
 from extauthz.ledger import (
     CLOCK_SKEW_MS_MAX,
@@ -23,7 +24,10 @@ from extauthz.ledger import (
     Reserve,
     Reserved,
     Row,
+    Seal,
+    Sealed,
     Settle,
+    Standing,
     State,
     oldest_bucket,
     width_of,
@@ -33,8 +37,11 @@ from extauthz.store.bookkeeping import Bookkeeping
 from extauthz.store.cluster import ClusterTopology
 from extauthz.store.codec import (
     SKEW,
+    archive_key,
     check_replicas,
     checked,
+    claim_call,
+    claimed,
     counters,
     ending,
     ending_or_error,
@@ -50,7 +57,9 @@ from extauthz.store.codec import (
     reserve_call,
     rolling_balance,
     rows_key,
+    seal_call,
     settle_call,
+    standing_in,
     stored,
     sum_of,
     unconfirmed_key,
@@ -59,7 +68,7 @@ from extauthz.store.connections import Connections
 from extauthz.store.courier import Courier
 from extauthz.store.override_fields import overrides_of
 from extauthz.store.readiness import check_server
-from extauthz.store.row_fields import row_of
+from extauthz.store.row_fields import row_of, seq_of
 from extauthz.store.script import Call, Wait
 from extauthz.store.sentinel import SentinelTopology
 from extauthz.store.topology import Standalone, Topology
@@ -251,6 +260,32 @@ class RedisStore:
         place = (rows_key(org), f"0-{after_seq + 1}", "+", "COUNT", str(count))
         (entries,) = await self._courier.read(org, ("XRANGE", *place))
         return [row_of(*entry) for entry in entries]
+
+    def expect_books(self, org: str) -> None:
+        """See `LedgerStore`."""
+        self._open_orgs.add(org)
+
+    async def claim_archive(self, org: str, holder: str, at_ms: int, until_ms: int) -> Standing:
+        """See `LedgerStore`."""
+        return claimed(await self._run(claim_call(org, uuid4().hex, holder, at_ms, until_ms)))
+
+    async def seal(self, command: Seal) -> Sealed:
+        """See `LedgerStore`."""
+        _, sealed = await self._run(seal_call(command, uuid4().hex))
+        return Sealed(sealed)
+
+    async def standing(self, org: str) -> Standing:
+        """See `LedgerStore`."""
+        flat, is_open = await self._courier.read(
+            org, ("HGETALL", archive_key(org)), ("EXISTS", rows_key(org))
+        )
+        last_seq = 0
+        if is_open:
+            (stream,) = await self._courier.read(org, ("XINFO", "STREAM", rows_key(org)))
+            last_seq = seq_of(
+                dict(zip(stream[::2], stream[1::2], strict=True))["last-generated-id"]
+            )
+        return standing_in(pairs(flat), last_seq)
 
     async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
         """See `LedgerStore`."""

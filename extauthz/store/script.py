@@ -39,6 +39,8 @@ CLOSE = _load("close.lua")
 CUT = _load("cut.lua")
 REPAIR = _load("repair.lua")
 RESTORE = _load("restore.lua")
+CLAIM = _load("claim.lua")
+SEAL = _load("seal.lua")
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,17 @@ async def redis_store(any_server: Server) -> AsyncIterator[RedisStore]:
 @pytest.fixture
 def without_skew_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts that believe every caller's clock: the server's own cannot be moved."""
-    for name in ("RESERVE", "SETTLE", "RELEASE", "RENEW", "EXPIRE", "OVERRIDE", "OPEN"):
+    for name in (
+        "RESERVE",
+        "SETTLE",
+        "RELEASE",
+        "RENEW",
+        "EXPIRE",
+        "OVERRIDE",
+        "OPEN",
+        "CLAIM",
+        "SEAL",
+    ):
         text = getattr(script, name).text
         believing = text.replace("CLOCK_SKEW_MS_MAX = 1000", "CLOCK_SKEW_MS_MAX = 1e15")
         assert believing != text

@@ -233,6 +233,7 @@ class Rebuilder:
 
     async def _open(self, org: str, words: dict[str, str], result: Rebuilt) -> None:
         particulars = json.dumps(words, separators=(",", ":"))
+        await self._bookkeeping.restore_archived(org, result.last_seq, self._writer.last_hash)
         await self._bookkeeping.open(org, self._clock(), result.last_seq + 1, particulars)
 
     async def _repeat_overrides(self, org: str, books: _Books, result: Rebuilt) -> None:

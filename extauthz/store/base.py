@@ -44,12 +44,13 @@ class StoreUnavailableError(StoreError):
 
 
 class BooksClosedError(StoreError):
-    """The store has lost the books of an org that had some: nothing is written without a row."""
+    """The store has lost books of an org, and with them what was spent: nothing is written."""
 
-    def __init__(self, org: str) -> None:
+    def __init__(self, org: str, why: str | None = None) -> None:
         super().__init__(
-            f"the store has lost the books of the org '{org}', and with them what was spent: put "
-            "its data back, or make it again with `extauthz ledger rebuild`"
+            why
+            or f"the store has lost the books of the org '{org}', and with them what was spent: "
+            "put its data back, or make it again with `extauthz ledger rebuild`"
         )
 
 
@@ -140,6 +141,12 @@ class LedgerStore(Protocol):
 
     def expect_books(self, org: str) -> None:
         """An org has books, so a store without them has lost them: they are not opened anew."""
+
+    def distrust_books(self, org: str, why: str | None) -> None:
+        """Take no more commands of an org, because its books are known to lack rows; None: again.
+
+        They are answered with `BooksClosedError` and the reason.
+        """
 
     async def claim_archive(self, org: str, holder: str, at_ms: int, until_ms: int) -> Standing:
         """Be the one that archives an org's rows until an instant, if nobody else is.

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from extauthz.ledger import RowOutcome
 from extauthz.store import script
 from extauthz.store.base import BooksClosedError, StoreError, check_keys, org_prefix
-from extauthz.store.codec import OPENING_ID, checked, open_call, own_keys, pairs, record_key
+from extauthz.store.codec import (
+    OPENING_ID,
+    archive_key,
+    checked,
+    open_call,
+    own_keys,
+    pairs,
+    record_key,
+)
 from extauthz.store.courier import Courier
 from extauthz.store.script import Call
 
@@ -127,6 +135,15 @@ class Bookkeeping:
         unconfirmed = id_ if expired else ""
         await self._restore(org, record_key(org, id_), words, forget_at_ms, unconfirmed)
 
+    async def restore_archived(self, org: str, through_seq: int, hash_: str) -> None:
+        """Put back up to which row the books are archived, and what proves it.
+
+        Raises:
+            BooksOpenError: the books are open.
+        """
+        words = ["through", str(through_seq), "hash", hash_]
+        await self._restore(org, archive_key(org), words, None)
+
     async def open(self, org: str, at_ms: int, first_seq: int, particulars: str) -> None:
         """Open the books again, going on after the rows that are in the archive."""
         await self._run(open_call(org, at_ms, first_seq, RowOutcome.REPAIR, particulars))
@@ -140,9 +157,10 @@ class Bookkeeping:
         return True
 
     async def _restore(
-        self, org: str, key: str, words: list[str], forget_at_ms: int, unconfirmed: str = ""
+        self, org: str, key: str, words: list[str], forget_at_ms: int | None, unconfirmed: str = ""
     ) -> None:
-        args = (OPENING_ID, str(forget_at_ms), unconfirmed, *words)
+        until = "" if forget_at_ms is None else str(forget_at_ms)
+        args = (OPENING_ID, until, unconfirmed, *words)
         call = Call(script.RESTORE, org, (*own_keys(org, OPENING_ID), key), args)
         if (await self._run(call))[1] == "books_open":
             raise BooksOpenError(

@@ -139,6 +139,9 @@ class MemoryStore:
         """See `LedgerStore`."""
         return self._ledgers[org].books.after(after_seq, count)
 
+    def distrust_books(self, org: str, why: str | None) -> None:
+        """See `LedgerStore`: what is in memory cannot be behind."""
+
     def expect_books(self, org: str) -> None:
         """See `LedgerStore`."""
         self._expected.add(org)

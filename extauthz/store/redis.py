@@ -32,7 +32,7 @@ from extauthz.ledger import (
     oldest_bucket,
     width_of,
 )
-from extauthz.store.base import StoredReservation, check_keys
+from extauthz.store.base import BooksClosedError, StoredReservation, check_keys
 from extauthz.store.bookkeeping import Bookkeeping
 from extauthz.store.cluster import ClusterTopology
 from extauthz.store.codec import (
@@ -88,6 +88,7 @@ class RedisStore:
         self._require_durable = require_durable
         self._wait = wait
         self._open_orgs: set[str] = set()
+        self._distrusted: dict[str, str] = {}
 
     @classmethod
     def from_url(
@@ -168,7 +169,7 @@ class RedisStore:
             try:
                 call = settle_call(command)
                 await self._open_books(command.org, command.at_ms)
-            except (ValueError, ClockSkewError) as error:
+            except (ValueError, ClockSkewError, BooksClosedError) as error:
                 refused[at] = error
             else:
                 calls.append(call)
@@ -193,6 +194,7 @@ class RedisStore:
         self, org: str, at_ms: int, settle_horizon_ms: int, count: int
     ) -> list[Ending]:
         """See `LedgerStore`. Raises only if not one of them could be ended."""
+        await self._open_books(org, at_ms)
         calls = [
             expire_call(org, id_, counters, at_ms, settle_horizon_ms)
             for id_, counters in await self._due(org, at_ms, count)
@@ -265,6 +267,12 @@ class RedisStore:
         """See `LedgerStore`."""
         self._open_orgs.add(org)
 
+    def distrust_books(self, org: str, why: str | None) -> None:
+        """See `LedgerStore`."""
+        self._distrusted.pop(org, None)
+        if why is not None:
+            self._distrusted[org] = why
+
     async def claim_archive(self, org: str, holder: str, at_ms: int, until_ms: int) -> Standing:
         """See `LedgerStore`."""
         return claimed(await self._run(claim_call(org, uuid4().hex, holder, at_ms, until_ms)))
@@ -302,6 +310,8 @@ class RedisStore:
 
     async def _open_books(self, org: str, at_ms: int) -> None:
         """Open an org's books once in the life of this store; those lost later stay closed."""
+        if org in self._distrusted:
+            raise BooksClosedError(org, self._distrusted[org])
         if org not in self._open_orgs:
             await self._run(open_call(org, at_ms))
             self._open_orgs.add(org)

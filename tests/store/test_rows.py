@@ -179,3 +179,23 @@ async def test_a_hold_on_a_pattern_with_spaces_comes_back_as_one_counter(
 
     (row,) = await store.rows(call.org, 1, 9)
     assert [p.counter for p in row.postings] == ["model/odd name*/day/usd:0", "month:0"]
+
+
+async def test_books_that_are_known_to_lack_rows_take_nothing_until_they_are_trusted_again(
+    any_server: Server,
+) -> None:
+    store = RedisStore.from_url(any_server.url, command_timeout_s=10)
+    call = Call()
+    try:
+        await store.reserve(call.reserve())
+        store.distrust_books(call.org, "row 9 is archived, and not there")
+        for command in (call.sibling().reserve(), call.settle(), call.release(), call.expire()):
+            with pytest.raises(BooksClosedError, match="row 9 is archived"):
+                await tell(store, command)
+        (answer,) = await store.settle_many([call.settle()])
+        assert isinstance(answer, BooksClosedError)
+
+        store.distrust_books(call.org, None)
+        assert (await store.settle(call.settle())).outcome is Outcome.SETTLED
+    finally:
+        await store.close()

@@ -165,13 +165,21 @@ class Sentinels(_Group):
         until(lambda: "master_link_status:down" in _replication(self.replica))
 
     def has_failed_over(self) -> bool:
-        """Ask for a fail-over; it is refused until the replica has been heard of for a while."""
+        """Ask for a fail-over until there has been one.
+
+        It is refused until the replica has been heard of for a while, and given up where that is
+        not promoted in time.
+        """
+        first = self.sentinels[0]
+        address = first.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", _PRIMARY_NAME)
+        if isinstance(address, list | tuple) and int(address[1]) == self.replica.port:
+            return True
         try:
-            return bool(self.sentinels[0].ask("SENTINEL", "FAILOVER", _PRIMARY_NAME))
+            first.ask("SENTINEL", "FAILOVER", _PRIMARY_NAME)
         except redis.ResponseError as refusal:
-            if "NOGOODSLAVE" in str(refusal):
-                return False
-            raise
+            if not any(word in str(refusal) for word in ("NOGOODSLAVE", "INPROG")):
+                raise
+        return False
 
     def named(self) -> set[int]:
         """The ports that the Sentinels name as the primary's."""

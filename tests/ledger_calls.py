@@ -188,7 +188,7 @@ def event(call: Call, name: str) -> Command:
         "settle for more than was held": lambda: call.settle(20_000),
         "settle another cost": lambda: call.settle(710),
         "settle too old": lambda: call.settle(age_ms=2 * DAY_MS),
-        "settle where the counters are gone": lambda: Call("org-unused", call.id).settle(),
+        "settle where the counters are gone": lambda: Call(f"{call.org}-unused", call.id).settle(),
         "release": call.release,
         "renew": call.renew,
         "renew with 1500 seen": lambda: call.renew(1500, 150),

@@ -11,7 +11,7 @@ from extauthz.ledger import Release
 from extauthz.policies import Agent, Budget, Policies, Scope, Unit, Upstream
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import RequestFacts
+from extauthz.providers.base import Request, RequestFacts
 from extauthz.service.authorize import Authorizer, CallAttributes
 from extauthz.service.rules import Rules
 from extauthz.service.waiting import HeldRoom
@@ -81,10 +81,10 @@ class InlineReader:
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
 
-    async def read(self, api: str, path: str, body: bytes, *, caller: str) -> RequestFacts:
+    async def read(self, api: str, endpoint: str, request: Request, *, caller: str) -> RequestFacts:
         assert caller
-        self.bodies.append(body)
-        return ADAPTERS[api].read_request(path, body)
+        self.bodies.append(request.body)
+        return ADAPTERS[api].read_request(endpoint, request)
 
 
 @dataclass

@@ -194,12 +194,13 @@ class PriceBlock(_Block):
     provider: Name
     model: ModelGlob
     input: Price
-    output: Price
+    output: Price | None = None
     cache_read: Price | None = None
     cache_write: Price | None = None
     cache_write_1h: Price | None = None
     context_window: Tokens | None = None
     max_output_tokens: Tokens | None = None
+    fallback: StrictBool = False
 
 
 class BooksBlock(_Block):

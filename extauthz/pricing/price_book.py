@@ -14,6 +14,7 @@ from functools import lru_cache
 from importlib.metadata import version
 
 from genai_prices import Usage, data_snapshot, types
+from genai_prices.data_units import unit_data
 
 from extauthz.money import ceil_nanousd
 from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, context_window_max, output_tokens_max
@@ -23,6 +24,12 @@ from extauthz.usage import UsageReport
 _MODELS_REMEMBERED = 4096
 """Clients choose model names, so the memory of them is bounded."""
 
+# Kinds of usage whose price no other kind's stands in for. (Parts of the input, such as what was
+# read from a cache, are billed as input where they have no price of their own.)
+_NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
+    kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
+)
+
 PRICE_LIST_VERSION = f"genai-prices/{version('genai_prices')}"
 
 
@@ -30,18 +37,21 @@ PRICE_LIST_VERSION = f"genai-prices/{version('genai_prices')}"
 class OwnPrice:
     """One entry of the config's `prices`, in USD per million tokens.
 
-    `model` is a name or a glob; the optional rates fall back to the input price.
+    `model` is a name or a glob; the optional cache rates fall back to the input price. Without
+    `output` the price is for what has no output, such as embeddings. A `fallback` counts only where
+    nothing else prices the model.
     """
 
     provider: str
     model: str
     input: Decimal
-    output: Decimal
+    output: Decimal | None = None
     cache_read: Decimal | None = None
     cache_write: Decimal | None = None
     cache_write_1h: Decimal | None = None
     context_window: int | None = None
     max_output_tokens: int | None = None
+    fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,9 @@ class PricedModel:
         premium = facts.premium
         if premium is not None and not self._has_variant(premium, at_ms):
             return False
+        prices = vars(self._prices(at_ms, {}))
+        if any(prices.get(key) is None for key in facts.bills):
+            return False
         return self.own is not None or not facts.audio or self._prices_audio(at_ms)
 
     @property
@@ -96,7 +109,9 @@ class PricedModel:
         input_tokens = facts.input_tokens_max
         if input_tokens is None:
             input_tokens = self.context_window or TOKENS_MAX_UNKNOWN
-        cap = facts.output_tokens_cap or default_output_tokens or self.output_tokens_max
+        cap = facts.output_tokens_cap
+        if cap is None:
+            cap = default_output_tokens or self.output_tokens_max
         output_tokens = cap * facts.answers + facts.extra_output_tokens
         usd = max(
             _dearest(self._prices(at_ms, context), facts, input_tokens, output_tokens)
@@ -109,15 +124,18 @@ class PricedModel:
 
         Raises:
             ValueError: the usage contradicts itself (more cached tokens than tokens), or has
-                sound, for which there is no price.
+                something, such as sound, for which there is no price: genai-prices would count
+                that as nothing.
         """
+        prices = self._prices(at_ms, report.price_context)
+        for kind, count in report.amounts.items():
+            if count and kind in _NEED_A_PRICE and not _prices_kind(prices, kind):
+                raise ValueError(f"{self.info.id} has no price for {kind}")
         sound = any("audio" in kind and count for kind, count in report.amounts.items())
         if sound and self.own is None and not self._prices_audio(at_ms):
             raise ValueError(f"{self.info.id} has no price for audio")
         usage = Usage(**report.amounts)
-        return ceil_nanousd(
-            self._prices(at_ms, report.price_context).calc_price(usage)["total_price"]
-        )
+        return ceil_nanousd(prices.calc_price(usage)["total_price"])
 
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
         return self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
@@ -139,7 +157,9 @@ class PriceBook:
     """Finds the price of a model; bounded memory whatever names clients send."""
 
     def __init__(self, own: Sequence[OwnPrice]) -> None:
-        self._own = tuple((re.compile(translate(p.model.lower())), p) for p in own)
+        patterns = [(re.compile(translate(p.model.lower())), p) for p in own]
+        self._own = tuple((pattern, p) for pattern, p in patterns if not p.fallback)
+        self._fallback = tuple((pattern, p) for pattern, p in patterns if p.fallback)
         self.find = lru_cache(maxsize=_MODELS_REMEMBERED)(self._find)
 
     def settled_at(
@@ -167,10 +187,12 @@ class PriceBook:
         if source is None:
             raise LookupError(f"genai-prices has no provider {source_id!r}")
         public = source.find_model(model, all_providers=providers)
-        for pattern, own in self._own:
-            if own.provider == provider and pattern.match(model.lower()):
-                return _own_model(own, model, source, public)
+        own = _first(self._own, provider, model)
         # A model that the list knows by name only has no price: that is not a price of zero.
+        if own is None and (public is None or not _is_priced(public)):
+            own = _first(self._fallback, provider, model)
+        if own is not None:
+            return _own_model(own, model, source, public)
         if public is None or not _is_priced(public):
             return None
         window = context_window_max(public)
@@ -199,13 +221,32 @@ def _own_model(
 
 
 def _is_priced(info: types.ModelInfo) -> bool:
-    """Whether tokens have a price in both directions: what is sold by the hour has none here."""
+    """Whether anything has a price, at every date; what a call is billed for, `covers` asks."""
     entries = info.prices if isinstance(info.prices, list) else [info]
     return bool(entries) and all(
-        vars(entry.prices).get(key) is not None
-        for entry in entries
-        for key in ("input_mtok", "output_mtok")
+        any(value is not None for value in vars(entry.prices).values()) for entry in entries
     )
+
+
+def _first(
+    own: Sequence[tuple[re.Pattern[str], OwnPrice]], provider: str, model: str
+) -> OwnPrice | None:
+    return next(
+        (p for pattern, p in own if p.provider == provider and pattern.match(model.lower())), None
+    )
+
+
+def _prices_kind(prices: types.ModelPrice, kind: str) -> bool:
+    return vars(prices).get(unit_data[kind]["price_key"]) is not None
+
+
+def _counted(price: types.ModelPrice, facts: RequestFacts) -> Decimal:
+    """What the request tells exactly, at its rate."""
+    total = Decimal(0)
+    for kind, count in facts.counted.items():
+        rate = vars(price)[unit_data[kind]["price_key"]]
+        total += _top_tier(rate, count) * count / unit_data[kind]["per"]
+    return total
 
 
 def _dearest(
@@ -225,7 +266,7 @@ def _dearest(
             out = max(out, rate)
         else:
             into = max(into, rate)
-    return fixed + (into * input_tokens + out * output_tokens) / 1_000_000
+    return fixed + _counted(price, facts) + (into * input_tokens + out * output_tokens) / 1_000_000
 
 
 def _top_tier(value: Decimal | types.TieredPrices, input_tokens: int) -> Decimal:

@@ -1,10 +1,10 @@
 """The providers' APIs, by the name that `api:` has in the config."""
 
-from extauthz.providers.anthropic import AnthropicAdapter
+from extauthz.providers.anthropic import ANTHROPIC
 from extauthz.providers.base import Adapter
-from extauthz.providers.openai import OpenAIAdapter
+from extauthz.providers.openai import OPENAI
 
 ADAPTERS: dict[str, Adapter] = {
-    "openai": OpenAIAdapter(),
-    "anthropic": AnthropicAdapter(),
+    "openai": OPENAI,
+    "anthropic": ANTHROPIC,
 }

@@ -1,16 +1,18 @@
 """What the product knows of a provider's API: one adapter each, all of this shape, all pure.
 
-An adapter reads a request into facts (never the prompt itself), says which bytes of it to change,
-reads usage out of what Envoy captured of the response, and writes refusals that its SDKs know.
+An adapter is a table of endpoints. An endpoint reads a request into facts (never the prompt
+itself), says which bytes of it to change, and reads usage out of what Envoy captured of the
+response. The adapter writes refusals that its SDKs know.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from extauthz.reasons import Reason
-from extauthz.usage import UsageReport
+from extauthz.usage import UNKNOWN_USAGE, UsageReport
 
 
 class Metering(StrEnum):
@@ -42,6 +44,21 @@ class CapSlot(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """A request as its endpoint's reader gets it.
+
+    Attributes:
+        body: all of it.
+        path_model: the model, where the path names it.
+        content_type: the header; "" where there is none.
+    """
+
+    body: bytes
+    path_model: str | None = None
+    content_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFacts:
     """What decides the most that a call can cost. Missing facts make it larger, never smaller.
 
@@ -59,6 +76,9 @@ class RequestFacts:
         premium: the dearer context that the client asks for: it needs a price of its own.
         edits: byte edits that metering needs (asking a stream for its usage).
         cap_slot: where a default cap can be written; None where the client named one.
+        bills: the price kinds, in the keys of genai-prices, without which the call is unpriced.
+        counted: usage that the request itself tells exactly, such as the characters to be spoken;
+            the response need not repeat it.
     """
 
     model: str
@@ -74,6 +94,8 @@ class RequestFacts:
     premium: Mapping[str, str] | None = None
     edits: tuple[Edit, ...] = ()
     cap_slot: CapSlot | None = None
+    bills: tuple[str, ...] = ("input_mtok", "output_mtok")
+    counted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,24 +130,120 @@ class RequestError(ValueError):
         self.message = message
 
 
-class Adapter(Protocol):
-    """One provider API."""
+RequestReader = Callable[[Request], RequestFacts]
+"""Reads the facts of a billed request.
+
+Raises RequestError where the body is unreadable, ambiguous, or asks for what cannot be metered.
+"""
+
+UsageReader = Callable[[CapturedResponse], UsageReport]
+"""What the response says was used; unreadable or contradictory usage is unknown."""
+
+UNBILLED_STATUS = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 503, 529})
+"""A provider that answers so has billed nothing. Everything that is not on the list is charged."""
+
+_NO_QUERY = re.compile("")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One endpoint of an API. What has no request reader is free.
+
+    Attributes:
+        name: short, and the only one of its API; it travels with the call to its settlement.
+        method: in capitals.
+        path: all of the provider's own path; a group `model` where it names the model.
+        read_request: None for an endpoint that costs nothing.
+        read_usage: what the answer tells.
+        query: all of the query that may stand behind the path.
+        cap_fields: the names under which a body can carry its output cap, the best first.
+    """
+
+    name: str
+    method: str
+    path: re.Pattern[str]
+    read_request: RequestReader | None
+    read_usage: UsageReader
+    query: re.Pattern[str] = _NO_QUERY
+    cap_fields: tuple[str, ...] = ()
+
+    @property
+    def metering(self) -> Metering:
+        """Whether a call costs money."""
+        return Metering.FREE if self.read_request is None else Metering.BILLED
+
+
+def free(name: str, method: str, path: str, *, query: str = "") -> Endpoint:
+    """An endpoint that costs nothing: it is passed on without a reservation."""
+    return Endpoint(
+        name, method, re.compile(path), None, lambda _: UNKNOWN_USAGE, re.compile(query)
+    )
+
+
+def billed(
+    name: str,
+    path: str,
+    read_request: RequestReader,
+    read_usage: UsageReader,
+    *,
+    query: str = "",
+    cap_fields: tuple[str, ...] = (),
+) -> Endpoint:
+    """An endpoint that costs money; all of them are posted to."""
+    return Endpoint(
+        name, "POST", re.compile(path), read_request, read_usage, re.compile(query), cap_fields
+    )
+
+
+class Route(NamedTuple):
+    """Which endpoint a call goes to, and the model where its path names one."""
+
+    endpoint: Endpoint
+    path_model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One provider API.
+
+    Attributes:
+        price_provider: the genai-prices id whose list applies where the upstream's URL does not
+            decide.
+        endpoints: all that is metered; everything else is refused. The first is the main one.
+        refusal_body: writes a JSON body in the provider's own error shape.
+        credential_header: where the provider's own key goes, in lower case.
+        credential_prefix: what stands before it there.
+        unbilled_status: statuses of the provider's own that prove that nothing was billed.
+    """
 
     price_provider: str
-    """The genai-prices id whose list applies where the upstream's URL does not decide."""
+    endpoints: tuple[Endpoint, ...]
+    refusal_body: Callable[[Refusal], bytes]
+    credential_header: str = "authorization"
+    credential_prefix: str = "Bearer "
+    unbilled_status: frozenset[int] = UNBILLED_STATUS
 
-    def metering(self, method: str, path: str) -> Metering | None:
-        """Whether this endpoint is billed or free; None: not metered, so refused."""
+    def route(self, method: str, path: str, query: str = "") -> Route | None:
+        """The endpoint that a request goes to; None: not metered, so refused."""
+        for endpoint in self.endpoints:
+            found = endpoint.path.fullmatch(path)
+            if found and endpoint.method == method and endpoint.query.fullmatch(query):
+                return Route(endpoint, found.groupdict().get("model"))
+        return None
 
-    def read_request(self, path: str, body: bytes) -> RequestFacts:
-        """The facts of a billed request.
+    def endpoint(self, name: str) -> Endpoint | None:
+        """The endpoint of this name; the main one for a call that was recorded without a name."""
+        if not name:
+            return self.endpoints[0]
+        return next((one for one in self.endpoints if one.name == name), None)
+
+    def read_request(self, name: str, request: Request) -> RequestFacts:
+        """The facts of a request to the billed endpoint of this name.
 
         Raises:
-            RequestError: the body is unreadable, ambiguous, or asks for what cannot be metered.
+            RequestError: the request is unreadable, ambiguous, or asks for what is not metered.
         """
-
-    def read_usage(self, captured: CapturedResponse) -> UsageReport:
-        """What the response says was used; unreadable or contradictory usage is unknown."""
-
-    def refusal_body(self, refusal: Refusal) -> bytes:
-        """A JSON body in the provider's own error shape."""
+        endpoint = self.endpoint(name)
+        assert endpoint is not None
+        assert endpoint.read_request is not None
+        return endpoint.read_request(request)

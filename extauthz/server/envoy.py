@@ -21,10 +21,8 @@ from extauthz.bootstrap import (
 )
 from extauthz.config import Config, ConfigError
 from extauthz.config.model import ProviderBlock
+from extauthz.providers import ADAPTERS
 from extauthz.server.data_dir import DataDir
-
-_HEADERS = {"openai": ("authorization", "Bearer "), "anthropic": ("x-api-key", "")}
-"""Where each API wants its credential."""
 
 _CHECK_MARGIN_MS = 3_000
 """A large body may take 1.5 s to read, then Check may wait `hold_wait`, then the store has 1 s.
@@ -79,13 +77,13 @@ def _providers(config: Config, data_dir: DataDir) -> tuple[ProviderSettings, ...
 def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSettings:
     credential = None
     if block.credential is not None:
-        header, prefix = _HEADERS[block.api]
+        adapter = ADAPTERS[block.api]
         source = (
             EnvironmentSource(block.credential.env)
             if block.credential.env
             else FileSource(data_dir.envoy_secrets / f"{name}.yaml")
         )
-        credential = Credential(source, header, prefix)
+        credential = Credential(source, adapter.credential_header, adapter.credential_prefix)
     return ProviderSettings(
         name, block.api, block.upstream, credential, block.ca_file or SYSTEM_CA_FILE
     )

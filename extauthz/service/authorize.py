@@ -29,7 +29,7 @@ from extauthz.money import AMOUNT_MAX
 from extauthz.policies import Agent, Line, Policies, Upstream
 from extauthz.pricing import Estimate, PricedModel
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import Edit, Metering, RequestError, RequestFacts
+from extauthz.providers.base import Edit, Metering, Request, RequestError, RequestFacts, Route
 from extauthz.providers.strict_json import must_be_plain
 from extauthz.reasons import Decision, Reason
 from extauthz.service.call_record import CallRecord, HeldPart
@@ -74,6 +74,8 @@ class Verdict:
     agent: Agent | None = None
     key_hash: str = ""
     upstream: Upstream | None = None
+    endpoint: str = ""
+    """the name of one of the API's endpoints"""
     facts: RequestFacts | None = None
     priced: PricedModel | None = None
     estimate: Estimate | None = None
@@ -89,7 +91,7 @@ class Verdict:
 class RequestReader(Protocol):
     """Reads a body into facts, without letting a large one delay anybody else."""
 
-    async def read(self, api: str, path: str, body: bytes, *, caller: str) -> RequestFacts:
+    async def read(self, api: str, endpoint: str, request: Request, *, caller: str) -> RequestFacts:
         """As `Adapter.read_request`; `caller` has its own share of the room for large bodies."""
 
 
@@ -128,9 +130,9 @@ class Authorizer:
         at_ms = self.clock()
         verdict = Verdict(Decision.DENY, Reason.OK, uuid7(at_ms), at_ms, call.request_id)
         try:
-            metering = self._route(call, verdict)
+            route = self._route(call, verdict)
             agent = self._identify(call, verdict)
-            if not await self._read(call, agent, metering, verdict):
+            if not await self._read(call, agent, route, verdict):
                 verdict.decision = Decision.ALLOW
                 return verdict
             self._permit(agent, verdict)
@@ -147,23 +149,24 @@ class Authorizer:
             verdict.message = "the budget service met an error of its own: try again shortly"
         return verdict
 
-    def _route(self, call: CallAttributes, verdict: Verdict) -> Metering:
-        """Phase 1: the provider, as Envoy's route names it, and whether the endpoint is metered."""
+    def _route(self, call: CallAttributes, verdict: Verdict) -> Route:
+        """Phase 1: the provider, as Envoy's route names it, and which endpoint of it."""
         upstream = self.rules.policies.upstreams.get(call.provider)
         if upstream is None:
             raise Denied(
                 Reason.UNKNOWN_ROUTE, 403, "this path leads to no provider: check the base URL"
             )
         verdict.upstream = upstream
-        metering = ADAPTERS[upstream.api].metering(call.method, call.path)
-        if metering is None or call.query not in ("", "beta=true"):
+        route = ADAPTERS[upstream.api].route(call.method, call.path, call.query)
+        if route is None:
             raise Denied(
                 Reason.UNMETERED_ENDPOINT,
                 403,
                 f"{call.method} of this path is not metered, so it is not allowed: "
                 "use the endpoints that the documentation lists",
             )
-        return metering
+        verdict.endpoint = route.endpoint.name
+        return route
 
     def _identify(self, call: CallAttributes, verdict: Verdict) -> Agent:
         """Phase 2: who asks. Nothing that the client writes but its key says so."""
@@ -189,16 +192,17 @@ class Authorizer:
         return agent
 
     async def _read(
-        self, call: CallAttributes, agent: Agent, metering: Metering, verdict: Verdict
+        self, call: CallAttributes, agent: Agent, route: Route, verdict: Verdict
     ) -> bool:
         """Phase 3: what is asked for. False for a free endpoint, which needs no reservation."""
-        if metering is Metering.FREE:
+        if route.endpoint.metering is Metering.FREE:
             return False
         assert verdict.upstream is not None
         try:
             must_be_plain(call.headers)
+            request = Request(call.body, route.path_model, call.headers.get("content-type", ""))
             verdict.facts = await self.reader.read(
-                verdict.upstream.api, call.path, call.body, caller=agent.name
+                verdict.upstream.api, verdict.endpoint, request, caller=agent.name
             )
         except RequestError as error:
             status = {Reason.BODY_TOO_LARGE: 413, Reason.UNMETERED_ENDPOINT: 403}
@@ -364,6 +368,7 @@ def _record(
         key=short_name(verdict.key_hash),
         team=verdict.agent.team or "",
         provider=verdict.upstream.name,
+        endpoint=verdict.endpoint,
         model=verdict.facts.model,
         reserved_at_ms=at_ms,
         settle_horizon_ms=settle_horizon_ms,

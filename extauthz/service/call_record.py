@@ -33,7 +33,8 @@ class CallRecord:
 
     `key` is the short name of the agent's virtual key, `team` is empty where it has none, and
     `price` says where the estimate's price comes from: all for the books only, so that a record of
-    an earlier release does without.
+    an earlier release does without. `endpoint` is the name of one of the API's endpoints; "" is its
+    main one, from before it had more.
 
     `settle_horizon_ms` is how long its ending is remembered, and a lost settlement recovered: what
     was in force when it was reserved holds for this call, wherever it is ended.
@@ -52,6 +53,7 @@ class CallRecord:
     key: str = ""
     team: str = ""
     price: str = ""
+    endpoint: str = ""
 
     def particulars(self, **more: object) -> str:
         """Who asked for what, as the ledger's rows say it: one JSON object, never a prompt.
@@ -63,6 +65,7 @@ class CallRecord:
             "key": self.key,
             "team": self.team,
             "provider": self.provider,
+            "endpoint": self.endpoint,
             "model": self.model,
             "decision": self.decision_id,
             "reserved_at_ms": str(self.reserved_at_ms),
@@ -84,6 +87,7 @@ class CallRecord:
                 "key": self.key,
                 "team": self.team,
                 "provider": self.provider,
+                "endpoint": self.endpoint,
                 "model": self.model,
                 "price": self.price,
                 "at": str(self.reserved_at_ms),
@@ -115,6 +119,7 @@ class CallRecord:
                 key=_text(data.get("key", "")),
                 team=_text(data.get("team", "")),
                 provider=_text(data["provider"]),
+                endpoint=_text(data.get("endpoint", "")),
                 model=_text(data["model"]),
                 reserved_at_ms=_number(data["at"]),
                 settle_horizon_ms=_number(data["horizon"]),

@@ -6,14 +6,9 @@ from enum import StrEnum
 from extauthz.providers.base import CapturedResponse
 from extauthz.service.call_record import CallRecord
 
-# A provider that answers so has billed nothing (each provider's documented exceptions come with
-# its adapter). Everything that is not on the list is charged.
-UNBILLED_STATUS = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 503, 529})
-
-# Of these, Envoy writes none once a request has left (its own are 413, 500, 502, 503 and 504), so
-# that the provider wrote them is certain even where the agent hung up half-way: SDKs do so before
-# they try again.
-_PROVIDERS_OWN_STATUS = UNBILLED_STATUS - {413, 500, 503}
+# What Envoy itself may write once a request has left. That the provider wrote any other status is
+# certain even where the agent hung up half-way: SDKs do so before they try again.
+_ENVOYS_OWN_STATUS = frozenset({413, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +48,12 @@ class Ending(StrEnum):
     CHARGE = "charge"
 
 
-def ending_of(call: CompletedCall) -> Ending:
+def ending_of(call: CompletedCall, unbilled: frozenset[int]) -> Ending:
     """Rule 5: release only on proof that nothing was billed, charge everything else.
 
     Proof is that the request never left, or that the provider itself refused it. A 502 that Envoy
-    wrote after sending, a reset, a timeout or a client that left prove nothing.
+    wrote after sending, a reset, a timeout or a client that left prove nothing. `unbilled` are the
+    statuses for which this provider bills nothing.
     """
     if call.periodic:
         return Ending.RENEW
@@ -65,8 +61,8 @@ def ending_of(call: CompletedCall) -> Ending:
         return Ending.CHARGE  # whatever else the entry says, the provider has begun to count
     if not call.left or call.refused:
         return Ending.RELEASE
-    if call.via_upstream and call.status in UNBILLED_STATUS:
+    if call.via_upstream and call.status in unbilled:
         return Ending.RELEASE
-    if call.client_left and call.status in _PROVIDERS_OWN_STATUS:
+    if call.client_left and call.status in unbilled - _ENVOYS_OWN_STATUS:
         return Ending.RELEASE
     return Ending.CHARGE

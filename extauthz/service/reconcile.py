@@ -107,7 +107,8 @@ class Reconciler:
         wanted: list[CompletedCall],
         result: Reconciled,
     ) -> None:
-        policies, now_ms, ending = self._rules.policies, self._clock(), ending_of(call)
+        policies, now_ms = self._rules.policies, self._clock()
+        ending = ending_of(call, self._rules.unbilled_status(call.record.provider))
         if stored is None and ending is Ending.CHARGE:
             # Lost by the store: recovered from the record, as long as its ending would be known.
             if now_ms - call.record.reserved_at_ms > call.record.settle_horizon_ms:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from extauthz.policies import Policies
 from extauthz.pricing import PriceBook
+from extauthz.providers import ADAPTERS
 
 Clock = Callable[[], int]
 """Epoch milliseconds; injected, so that tests can move through days."""
@@ -22,3 +23,9 @@ class Rules:
 
     policies: Policies
     prices: PriceBook
+
+    def unbilled_status(self, provider: str) -> frozenset[int]:
+        """The statuses of its own for which a configured provider bills nothing."""
+        upstream = self.policies.upstreams.get(provider)
+        # Of one that is no longer configured nothing is known: only what never left is proof.
+        return ADAPTERS[upstream.api].unbilled_status if upstream else frozenset()

@@ -85,7 +85,7 @@ class Settler:
         left: list[CompletedCall] = []
         charges: list[tuple[Settlement, Settle]] = []
         for call in calls:
-            wanted = ending_of(call)
+            wanted = ending_of(call, self.rules.unbilled_status(call.record.provider))
             if wanted is Wanted.CHARGE:
                 charges.append(self._price(call))
                 continue
@@ -187,7 +187,10 @@ class Settler:
         upstream = self.rules.policies.upstreams.get(record.provider)
         if upstream is None:
             return UNKNOWN_USAGE, None, None
-        report = ADAPTERS[upstream.api].read_usage(call.captured)
+        endpoint = ADAPTERS[upstream.api].endpoint(record.endpoint)
+        if endpoint is None:
+            return UNKNOWN_USAGE, None, None
+        report = endpoint.read_usage(call.captured)
         priced = self.rules.prices.settled_at(
             record.provider, upstream.price_provider, record.model, report.served_model
         )

@@ -11,10 +11,10 @@ import pickle
 import struct
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import RequestError, RequestFacts
+from extauthz.providers.base import Request, RequestError, RequestFacts
 from extauthz.reasons import Reason
 from extauthz.servicers.body_worker import READY
 
@@ -34,14 +34,14 @@ class _Reader:
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
 
-    async def read(self, api: str, path: str, body: bytes) -> RequestFacts | RequestError:
+    async def read(self, api: str, endpoint: str, request: Request) -> RequestFacts | RequestError:
         process = await self._running()
         assert process.stdin is not None
         assert process.stdout is not None
-        call = pickle.dumps((api, path))
-        process.stdin.write(_HEADER.pack(len(call), len(body)))
+        call = pickle.dumps((api, endpoint, replace(request, body=b"")))
+        process.stdin.write(_HEADER.pack(len(call), len(request.body)))
         process.stdin.write(call)
-        process.stdin.write(body)
+        process.stdin.write(request.body)  # on its own: 32 MiB are not copied once more
         await process.stdin.drain()
         size = int.from_bytes(await process.stdout.readexactly(4), "big")
         answer = pickle.loads(await process.stdout.readexactly(size))  # noqa: S301 - our own child's
@@ -99,10 +99,10 @@ class BodyReader:
         for reader in self._all:
             await reader.stop()
 
-    async def read(self, api: str, path: str, body: bytes, *, caller: str) -> RequestFacts:
+    async def read(self, api: str, endpoint: str, request: Request, *, caller: str) -> RequestFacts:
         """As `Adapter.read_request`; `caller` has its own share of the room for large bodies."""
-        if len(body) <= INLINE_BYTES_MAX:
-            return ADAPTERS[api].read_request(path, body)
+        if len(request.body) <= INLINE_BYTES_MAX:
+            return ADAPTERS[api].read_request(endpoint, request)
         async with self._turn:
             await self._turn.wait_for(lambda: not self._busy[caller])
             self._busy[caller] += 1
@@ -111,10 +111,10 @@ class BodyReader:
             reader = await self._idle.get()
             interrupted = True
             async with asyncio.timeout(_READ_SECONDS_MAX):
-                answer = await reader.read(api, path, body)
+                answer = await reader.read(api, endpoint, request)
             interrupted = False
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            log.warning("a body of %d bytes could not be read in time", len(body))
+            log.warning("a body of %d bytes could not be read in time", len(request.body))
             raise RequestError(
                 Reason.BODY_TOO_LARGE,
                 "the request body is too large or too complex to be read: send a smaller one",

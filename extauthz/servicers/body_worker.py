@@ -10,10 +10,11 @@ import pickle
 import resource
 import struct
 import sys
+from dataclasses import replace
 from typing import BinaryIO
 
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import RequestError, RequestFacts
+from extauthz.providers.base import Request, RequestError, RequestFacts
 from extauthz.reasons import Reason
 
 VALUES_MAX = 3_000_000
@@ -26,15 +27,16 @@ _MEMORY_BYTES_MAX = 2 * 1024**3
 _HEADER = struct.Struct("!II")
 
 
-def read(api: str, path: str, body: bytes) -> RequestFacts | RequestError:
-    """The facts of a body, or why it is refused."""
+def read(api: str, endpoint: str, request: Request) -> RequestFacts | RequestError:
+    """The facts of a request, or why it is refused."""
+    body = request.body
     if body.count(b",") + body.count(b"[") + body.count(b"{") > VALUES_MAX:
         return RequestError(
             Reason.BODY_TOO_LARGE,
             f"the request body holds more than {VALUES_MAX} values: send a smaller one",
         )
     try:
-        return ADAPTERS[api].read_request(path, body)
+        return ADAPTERS[api].read_request(endpoint, request)
     except RequestError as error:
         return error
     except MemoryError:
@@ -49,8 +51,9 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     sink.flush()
     while header := source.read(_HEADER.size):
         call_size, body_size = _HEADER.unpack(header)
-        api, path = pickle.loads(source.read(call_size))  # noqa: S301 - our own parent's
-        answer = pickle.dumps(read(api, path, source.read(body_size)))
+        api, endpoint, head = pickle.loads(source.read(call_size))  # noqa: S301 - our own parent's
+        request = replace(head, body=source.read(body_size))
+        answer = pickle.dumps(read(api, endpoint, request))
         sink.write(len(answer).to_bytes(4, "big") + answer)
         sink.flush()
 

@@ -11,6 +11,7 @@ from extauthz.providers.base import (
     CapturedResponse,
     Metering,
     Refusal,
+    Request,
     RequestError,
     RequestFacts,
 )
@@ -18,6 +19,7 @@ from extauthz.reasons import Reason
 from extauthz.usage import Exactness, UsageReport
 
 ANTHROPIC = ADAPTERS["anthropic"]
+MESSAGES_ENDPOINT = ANTHROPIC.endpoints[0]
 MESSAGES = "/v1/messages"
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -28,7 +30,7 @@ def body_of(**fields: object) -> bytes:
 
 
 def facts(**fields: object) -> RequestFacts:
-    return ANTHROPIC.read_request(MESSAGES, body_of(**fields))
+    return ANTHROPIC.read_request("messages", Request(body_of(**fields)))
 
 
 def refused(**fields: object) -> Reason:
@@ -59,7 +61,8 @@ def content(*blocks: object) -> list[object]:
     ],
 )
 def test_only_known_endpoints_are_let_through(method, path, metering):
-    assert ANTHROPIC.metering(method, path) is metering
+    route = ANTHROPIC.route(method, path)
+    assert (route and route.endpoint.metering) is metering
 
 
 def test_the_input_of_a_text_call_is_bounded_by_its_bytes():
@@ -188,7 +191,7 @@ def test_a_cache_mark_anywhere_lets_cache_writes_be_billed(fields):
 
 def test_a_cache_mark_in_an_escaped_spelling_is_found():
     body = body_of(cache_control={"type": "ephemeral"}).replace(b"cache_", b"c\\u0061che_")
-    assert ANTHROPIC.read_request(MESSAGES, body).cache_writes
+    assert ANTHROPIC.read_request("messages", Request(body)).cache_writes
 
 
 def test_fast_mode_is_reckoned_with_and_needs_its_price():
@@ -244,7 +247,7 @@ START = {**DOCUMENTED, "output_tokens": 1, "output_tokens_details": None}
 
 def read(last: object, first: object = None, **captured: object) -> UsageReport:
     fields: dict = {"model": '"claude-haiku-4-5-20251001"', "complete": True, **captured}
-    return ANTHROPIC.read_usage(
+    return MESSAGES_ENDPOINT.read_usage(
         CapturedResponse(
             usage=None if last is None else json.dumps(last),
             usage_start=None if first is None else json.dumps(first),
@@ -365,7 +368,7 @@ def test_a_served_speed_decides_the_price():
 
 @given(st.text() | jsons.map(json.dumps), st.text() | jsons.map(json.dumps))
 def test_whatever_was_captured_there_is_a_report(last, first):
-    ANTHROPIC.read_usage(CapturedResponse(last, first, last, first, complete=True))
+    MESSAGES_ENDPOINT.read_usage(CapturedResponse(last, first, last, first, complete=True))
 
 
 def test_a_refusal_has_the_shape_that_the_sdk_reads():

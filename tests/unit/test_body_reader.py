@@ -10,12 +10,11 @@ import pytest_asyncio
 from service_rules import until
 
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import RequestError, RequestFacts
+from extauthz.providers.base import Request, RequestError, RequestFacts
 from extauthz.reasons import Reason
 from extauthz.servicers.body_reader import INLINE_BYTES_MAX, BodyReader
 from extauthz.servicers.body_worker import VALUES_MAX, read
 
-CHAT = "/v1/chat/completions"
 SMALL = b'{"model":"gpt-4o","messages":[]}'
 
 
@@ -46,7 +45,7 @@ async def reader():
 
 
 async def ask(reader: BodyReader, body: bytes, caller: str = "bot") -> RequestFacts:
-    return await reader.read("openai", CHAT, body, caller=caller)
+    return await reader.read("openai", "chat", Request(body), caller=caller)
 
 
 async def reason_of(reader: BodyReader, body: bytes, caller: str = "bot") -> Reason:
@@ -62,7 +61,7 @@ def pids(reader: BodyReader) -> list[int]:
 @pytest.mark.parametrize("size", [10, INLINE_BYTES_MAX, 1_000_000, 20_000_000])
 async def test_a_large_body_has_the_facts_that_reading_it_at_once_has(reader, size):
     body = chat(size, max_completion_tokens=5, service_tier="flex", n=3)
-    assert await ask(reader, body) == ADAPTERS["openai"].read_request(CHAT, body)
+    assert await ask(reader, body) == ADAPTERS["openai"].read_request("chat", Request(body))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +179,6 @@ async def test_callers_that_leave_while_all_readers_are_taken_lose_none(reader):
 
 async def test_the_child_counts_values_before_it_builds_any():
     body = b'{"a":[' + b"1," * VALUES_MAX + b"1]}"
-    answer = read("openai", CHAT, body)
+    answer = read("openai", "chat", Request(body))
     assert isinstance(answer, RequestError)
     assert answer.reason is Reason.BODY_TOO_LARGE

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extauthz.providers.base import CapturedResponse
+from extauthz.providers.base import UNBILLED_STATUS, CapturedResponse
 from extauthz.service.call_record import CallRecord, HeldPart
-from extauthz.service.completed_call import UNBILLED_STATUS, CompletedCall, Ending, ending_of
+from extauthz.service.completed_call import CompletedCall, Ending
+from extauthz.service.completed_call import ending_of as _ending_of
 
 RECORD = CallRecord("i", "d", "o", "bot", "openai", "m", 1, 5, 2, (HeldPart("k", "usd", 3, 4),))
 ANSWERED = CompletedCall(
@@ -21,6 +22,10 @@ ANSWERED = CompletedCall(
     periodic=False,
     ended_at_ms=5,
 )
+
+
+def ending_of(call: CompletedCall) -> Ending:
+    return _ending_of(call, UNBILLED_STATUS)
 
 
 @pytest.mark.parametrize("status", sorted(UNBILLED_STATUS))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extauthz.providers.base import UNBILLED_STATUS
 from extauthz.service.completed_call import CompletedCall, Ending, ending_of
 from extauthz.service.reconcile import UnansweredCheck
 from extauthz.servicers.file_log import LineError, read_line, read_lines, reservation_of
@@ -34,7 +35,7 @@ def test_an_answered_call_is_charged_what_its_line_says_was_used() -> None:
     assert json.loads(call.captured.usage or "")["completion_tokens"] == 16
     assert json.loads(call.captured.model or "") == "gpt-4o-mini-2024-07-18"
     assert 0 <= call.ended_at_ms - call.record.reserved_at_ms < 1000
-    assert ending_of(call) is Ending.CHARGE
+    assert ending_of(call, UNBILLED_STATUS) is Ending.CHARGE
 
 
 def test_a_stream_has_the_usage_of_its_start_and_of_its_end() -> None:
@@ -56,7 +57,7 @@ def test_a_stream_has_the_usage_of_its_start_and_of_its_end() -> None:
     ],
 )
 def test_a_line_asks_for_the_ending_that_the_entry_would(line: bytes, ending: Ending) -> None:
-    assert ending_of(call_of(line)) is ending
+    assert ending_of(call_of(line), UNBILLED_STATUS) is ending
 
 
 def test_a_reservation_is_found_without_reading_the_line() -> None:

@@ -11,6 +11,7 @@ from extauthz.providers.base import (
     CapturedResponse,
     Metering,
     Refusal,
+    Request,
     RequestError,
     RequestFacts,
 )
@@ -18,6 +19,7 @@ from extauthz.reasons import Reason
 from extauthz.usage import Exactness, UsageReport
 
 OPENAI = ADAPTERS["openai"]
+CHAT_ENDPOINT = OPENAI.endpoints[0]
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
 FUNCTION = {"type": "function", "function": {"name": "f"}}
@@ -25,7 +27,7 @@ FUNCTION = {"type": "function", "function": {"name": "f"}}
 
 def facts(**fields: object) -> RequestFacts:
     body = json.dumps({"model": "gpt-4o", "messages": HELLO, **fields}).encode()
-    return OPENAI.read_request(CHAT, body)
+    return OPENAI.read_request("chat", Request(body))
 
 
 def refused(**fields: object) -> Reason:
@@ -63,12 +65,13 @@ def content(*parts: object) -> list[object]:
     ],
 )
 def test_only_known_endpoints_are_let_through(method, path, metering):
-    assert OPENAI.metering(method, path) is metering
+    route = OPENAI.route(method, path)
+    assert (route and route.endpoint.metering) is metering
 
 
 def test_the_input_of_a_text_call_is_bounded_by_its_bytes():
     body = json.dumps({"model": "gpt-4o", "messages": HELLO}).encode()
-    read = OPENAI.read_request(CHAT, body)
+    read = OPENAI.read_request("chat", Request(body))
     assert read.input_tokens_max is not None
     assert len(body) <= read.input_tokens_max <= len(body) + 2048
 
@@ -213,7 +216,7 @@ FIELDS = (
 def test_whatever_stands_in_its_fields_a_request_has_facts_or_a_reason(fields):
     body = json.dumps({"model": "gpt-4o", **fields}).encode()
     try:
-        assert OPENAI.read_request(CHAT, body).answers >= 1
+        assert OPENAI.read_request("chat", Request(body)).answers >= 1
     except RequestError as error:
         assert error.reason in Reason  # noqa: PT017
 
@@ -235,7 +238,7 @@ DOCUMENTED = {
 
 def read(usage: object, **captured: object) -> UsageReport:
     fields: dict = {"model": '"gpt-4o-2024-08-06"', "complete": True, **captured}
-    return OPENAI.read_usage(CapturedResponse(usage=json.dumps(usage), **fields))
+    return CHAT_ENDPOINT.read_usage(CapturedResponse(usage=json.dumps(usage), **fields))
 
 
 def test_the_documented_usage_is_read():
@@ -306,13 +309,13 @@ def test_a_usage_that_lacks_or_contradicts_itself_is_unknown(usage):
      '{"prompt_tokens":1e999,"completion_tokens":1}'],
 )  # fmt: skip
 def test_a_usage_that_is_no_strict_json_is_unknown(text):
-    report = OPENAI.read_usage(CapturedResponse(usage=text, complete=True))
+    report = CHAT_ENDPOINT.read_usage(CapturedResponse(usage=text, complete=True))
     assert report.exactness is Exactness.UNKNOWN
 
 
 @given(st.text(), st.text(), st.text())
 def test_whatever_was_captured_there_is_a_report(usage, model, tier):
-    OPENAI.read_usage(CapturedResponse(usage, usage, model, tier, complete=True))
+    CHAT_ENDPOINT.read_usage(CapturedResponse(usage, usage, model, tier, complete=True))
 
 
 @pytest.mark.parametrize("model", ["5", "null", '"' + "x" * 300 + '"', "{}"])

@@ -57,7 +57,12 @@ MODELS = [
     for provider in ("openai", "anthropic")
     for info in models_of(provider)
 ]
-PRICED = [(provider, name) for provider, name in MODELS if BOOK.find(provider, provider, name)]
+PRICED = [
+    (provider, name)
+    for provider, name in MODELS
+    if (priced := BOOK.find(provider, provider, name))
+    and priced.covers(RequestFacts(name, False, 1, 1), NOW)
+]
 
 OPENAI_CONTEXTS: tuple[dict[str, str], ...] = (
     {}, {"service_tier": "default"}, {"service_tier": "priority"}, {"service_tier": "fast"},
@@ -156,7 +161,60 @@ def test_every_model_that_has_token_prices_is_found_by_name():
      "ft:gpt-4.1:org"],
 )  # fmt: skip
 def test_what_has_no_price_for_tokens_in_both_directions_is_unpriced(model):
-    assert BOOK.find("openai", "openai", model) is None
+    priced = BOOK.find("openai", "openai", model)
+    assert priced is None or not priced.covers(RequestFacts(model, False, 1, 1), NOW)
+
+
+@pytest.mark.parametrize(
+    ("model", "amounts"),
+    [
+        ("text-embedding-3-small", {"input_tokens": 5, "output_tokens": 1}),
+        ("tts-1", {"input_tokens": 5}),
+        ("gpt-4o", {"input_tokens": 5, "output_tokens": 1, "audio_seconds": 3}),
+        ("claude-sonnet-4-5", {"input_tokens": 5, "social_searches": 1}),
+    ],
+)
+def test_usage_without_a_price_for_it_is_never_reckoned_as_nothing(model, amounts):
+    provider = "anthropic" if model.startswith("claude") else "openai"
+    with pytest.raises(ValueError, match="no price"):
+        find(model, provider).cost(usage(**amounts), NOW)
+
+
+def test_what_has_only_input_needs_no_price_of_its_output():
+    facts = RequestFacts("text-embedding-3-small", False, 1_000_000, 0, bills=("input_mtok",))
+    priced = find("text-embedding-3-small")
+    assert priced.covers(facts, NOW)
+    assert priced.estimate(facts, NOW, None).nanousd == 20_000_000  # 0.02 USD per million
+    assert priced.cost(usage(input_tokens=1_000_000), NOW) == 20_000_000
+
+
+def test_what_the_request_tells_exactly_is_reckoned_by_its_unit():
+    facts = RequestFacts(
+        "tts-1", False, 0, 0, bills=("input_mchars",), counted={"input_characters": 2_000}
+    )
+    priced = find("tts-1")
+    assert priced.covers(facts, NOW)
+    assert priced.estimate(facts, NOW, None).nanousd == 30_000_000  # 15 USD per million
+
+
+def test_a_fallback_price_counts_only_where_nothing_else_prices_the_model():
+    book = PriceBook(
+        [
+            OwnPrice("openai", "*", Decimal(50), Decimal(100), fallback=True),
+            OwnPrice("openai", "mine*", Decimal(1), Decimal(2)),
+        ]
+    )
+    facts = RequestFacts("m", False, 1_000_000, 0)
+    prices = {
+        model: find(model, "openai", book).estimate(facts, NOW, None).nanousd
+        for model in ("gpt-4o-mini", "mine-1", "nobody-knows-this", "moderation")
+    }
+    assert prices == {
+        "gpt-4o-mini": find("gpt-4o-mini").estimate(facts, NOW, None).nanousd,
+        "mine-1": 10**9,
+        "nobody-knows-this": 50 * 10**9,
+        "moderation": 50 * 10**9,
+    }
 
 
 def test_a_cost_is_worked_out_by_hand():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import Edit
+from extauthz.providers.base import Edit, Request
 from extauthz.providers.splice import cap_slot, find_member, insert_member
 
 BLANKS = st.text(" \t\r\n", max_size=2)
@@ -149,7 +149,7 @@ requests = st.builds(
 @given(bodies(requests), st.integers(1, 10**6))
 def test_a_stream_asks_for_its_usage_and_gets_the_default_cap_byte_exactly(case, cap):
     body, _ = case
-    facts = ADAPTERS["openai"].read_request("/v1/chat/completions", body)
+    facts = ADAPTERS["openai"].read_request("chat", Request(body))
     assert facts.cap_slot is not None
     edits = sorted([*facts.edits, facts.cap_slot.edit(cap)], key=lambda edit: edit.offset)
     changed = apply(body, edits)
@@ -171,12 +171,12 @@ def test_a_stream_asks_for_its_usage_and_gets_the_default_cap_byte_exactly(case,
 
 def test_a_stream_that_asks_already_is_left_as_it_is():
     body = b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}'
-    assert ADAPTERS["openai"].read_request("/v1/chat/completions", body).edits == ()
+    assert ADAPTERS["openai"].read_request("chat", Request(body)).edits == ()
 
 
 def test_a_key_in_an_escaped_spelling_is_the_same_key():
     body = b'{"model":"m","stream":true,"\\u0073tream_options":{"\\u0069nclude_usage":false}}'
-    edits = ADAPTERS["openai"].read_request("/v1/chat/completions", body).edits
+    edits = ADAPTERS["openai"].read_request("chat", Request(body)).edits
     assert apply(body, edits) == body.replace(b"false", b"true")
 
 

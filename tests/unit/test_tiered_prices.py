@@ -6,6 +6,7 @@ import pytest
 
 from extauthz.pricing import PriceBook
 from extauthz.providers import ADAPTERS
+from extauthz.providers.base import Request
 
 AT_MS = 1_760_000_000_000
 MILLION = Decimal(1_000_000)
@@ -27,7 +28,7 @@ def test_the_estimate_takes_the_rate_of_the_tier_that_the_input_reaches(
         + "a" * text_bytes
         + '"}]}'
     )
-    facts = ADAPTERS["anthropic"].read_request("/v1/messages", body.encode())
+    facts = ADAPTERS["anthropic"].read_request("messages", Request(body.encode()))
     assert priced is not None
 
     estimate = priced.estimate(facts, AT_MS, None)

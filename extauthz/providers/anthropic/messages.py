@@ -1,20 +1,17 @@
-"""Anthropic messages.
+"""`messages`.
 
 Facts from the API reference, https://docs.claude.com/en/api/messages: `max_tokens` bounds the
 answer, thinking included; a stream tells its input side in `message_start` and its output side,
 cumulative, in `message_delta`; cache reads and writes are counted beside `input_tokens`.
 """
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extauthz.providers.base import (
     CapSlot,
     CapturedResponse,
-    Metering,
-    Refusal,
+    Request,
     RequestError,
     RequestFacts,
 )
@@ -30,12 +27,7 @@ from extauthz.providers.strict_json import (
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
-_MESSAGES = "/v1/messages"
-_FREE = {
-    ("POST", "/v1/messages/count_tokens"),
-    ("GET", "/v1/models"),
-}
-_ONE_MODEL = re.compile(r"/v1/models/[A-Za-z0-9][A-Za-z0-9._:@-]*")
+CAP_FIELDS = ("max_tokens",)
 _TOKENS_MAX = 10_000_000
 _PREAMBLE_TOKENS = 1024
 """More than the documented system prompt for tool use (at most 735 tokens), plus the template."""
@@ -60,90 +52,57 @@ _TEXT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_resul
 _MEDIA_BLOCKS = ("image", "document", "search_result")
 _HOME_GEO = (None, "global", "not_available")
 _CACHE_MARK = b"cache_control"
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "api_error",
-}
 
 
-class AnthropicAdapter:
-    """`api: anthropic`."""
+def read_request(request: Request) -> RequestFacts:
+    """The facts of a message."""
+    body = request.body
+    document = parse_object(body)
+    model = read_string(document, "model")
+    _refuse_unmetered(document)
+    defined_tools = _count_defined_tools(document)
+    media = _has_media(document)
+    cap = read_count(document, "max_tokens", _TOKENS_MAX)
+    premium = _premium(document)
+    return RequestFacts(
+        model=model,
+        stream=read_flag(document, "stream"),
+        input_tokens_max=(
+            None if media else len(body) + _PREAMBLE_TOKENS + defined_tools * _DEFINED_TOOL_TOKENS
+        ),
+        output_tokens_cap=cap,
+        # The word may stand there in an escaped spelling; then assume it does.
+        cache_writes=_CACHE_MARK in body or b"\\u" in body,
+        media=media,
+        price_contexts=({}, premium) if premium else ({},),
+        premium=premium,
+        cap_slot=None if cap else _cap_slot(document, body),
+    )
 
-    price_provider = "anthropic"
 
-    def metering(self, method: str, path: str) -> Metering | None:
-        """Messages are billed; counting tokens and listing models are free; the rest is refused."""
-        if method == "POST" and path == _MESSAGES:
-            return Metering.BILLED
-        if (method, path) in _FREE or (method == "GET" and _ONE_MODEL.fullmatch(path)):
-            return Metering.FREE
-        return None
+def read_usage(captured: CapturedResponse) -> UsageReport:
+    """Root-level `usage` of a message; of a stream, `message_start`'s with the last delta's.
 
-    def read_request(self, path: str, body: bytes) -> RequestFacts:  # noqa: ARG002 - one endpoint so far
-        """The facts of a message."""
-        document = parse_object(body)
-        model = read_string(document, "model")
-        _refuse_unmetered(document)
-        defined_tools = _count_defined_tools(document)
-        media = _has_media(document)
-        cap = read_count(document, "max_tokens", _TOKENS_MAX)
-        premium = _premium(document)
-        return RequestFacts(
-            model=model,
-            stream=read_flag(document, "stream"),
-            input_tokens_max=(
-                None
-                if media
-                else len(body) + _PREAMBLE_TOKENS + defined_tools * _DEFINED_TOOL_TOKENS
-            ),
-            output_tokens_cap=cap,
-            # The word may stand there in an escaped spelling; then assume it does.
-            cache_writes=_CACHE_MARK in body or b"\\u" in body,
-            media=media,
-            price_contexts=({}, premium) if premium else ({},),
-            premium=premium,
-            cap_slot=None if cap else _cap_slot(document, body),
-        )
-
-    def read_usage(self, captured: CapturedResponse) -> UsageReport:
-        """Root-level `usage` of a message; of a stream, `message_start`'s with the last delta's.
-
-        A stream may tell its output more than once, so only the last of one that ended is exact,
-        and one whose last does not tell it is not: `message_start` tells the first token only.
-        """
-        last = decode_object(captured.usage)
-        first = decode_object(captured.usage_start)
-        if last is None and first is None:
-            return UNKNOWN_USAGE
-        known = {key: value for key, value in (last or {}).items() if value is not None}
-        usage = {**(first or {}), **known}
-        amounts = extract(self.price_provider, "default", _with_cache_total(usage))
-        if amounts is None:
-            return UNKNOWN_USAGE
-        speed = usage.get("speed")
-        exact = "output_tokens" in known and captured.complete and not captured.error
-        return UsageReport(
-            Exactness.EXACT if exact and _is_all_told(usage) else Exactness.LOWER_BOUND,
-            amounts,
-            decode_string(captured.model),
-            {"speed": speed} if isinstance(speed, str) else {},
-        )
-
-    def refusal_body(self, refusal: Refusal) -> bytes:
-        """`{"type": "error", "error": {type, message}}`, see https://docs.claude.com/en/api/errors."""
-        error = {
-            "type": _ERROR_TYPES.get(refusal.status, "invalid_request_error"),
-            "message": refusal.message,
-            "code": refusal.reason.value,
-            **refusal.details,
-        }
-        body = {"type": "error", "error": error, "request_id": refusal.decision_id}
-        return json.dumps(body).encode()
+    A stream may tell its output more than once, so only the last of one that ended is exact,
+    and one whose last does not tell it is not: `message_start` tells the first token only.
+    """
+    last = decode_object(captured.usage)
+    first = decode_object(captured.usage_start)
+    if last is None and first is None:
+        return UNKNOWN_USAGE
+    known = {key: value for key, value in (last or {}).items() if value is not None}
+    usage = {**(first or {}), **known}
+    amounts = extract("anthropic", "default", _with_cache_total(usage))
+    if amounts is None:
+        return UNKNOWN_USAGE
+    speed = usage.get("speed")
+    exact = "output_tokens" in known and captured.complete and not captured.error
+    return UsageReport(
+        Exactness.EXACT if exact and _is_all_told(usage) else Exactness.LOWER_BOUND,
+        amounts,
+        decode_string(captured.model),
+        {"speed": speed} if isinstance(speed, str) else {},
+    )
 
 
 def _refuse_unmetered(document: dict[str, Any]) -> None:

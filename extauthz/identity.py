@@ -12,6 +12,8 @@ from collections.abc import Mapping
 KEY_PREFIX = "xa_"
 KEY_HASH_PREFIX = "sha256:"
 _BEARER = "bearer "
+_KEY_HEADERS = ("x-api-key", "api-key")
+"""Of Anthropic's SDKs and of those for Azure."""
 
 
 class CredentialError(ValueError):
@@ -38,20 +40,21 @@ def hash_key(key: str) -> str:
 
 
 def read_credential(headers: Mapping[str, str]) -> str:
-    """The virtual key, from where the SDKs put it: `Authorization: Bearer` or `x-api-key`.
+    """The virtual key, from where the SDKs put it: `Authorization: Bearer` or another header.
 
     Raises:
         CredentialError: no key, or two that differ.
     """
-    found = {key for key in (_bearer(headers), headers.get("x-api-key", "").strip()) if key}
+    given = (_bearer(headers), *(headers.get(name, "").strip() for name in _KEY_HEADERS))
+    found = {key for key in given if key}
     if not found:
         raise CredentialError(
             "no virtual key: set the SDK's api_key to the agent's key (it is sent as "
-            "'Authorization: Bearer' or 'x-api-key')"
+            "'Authorization: Bearer', 'x-api-key' or 'api-key')"
         )
     if len(found) > 1:
         raise CredentialError(
-            "two different keys: 'Authorization' and 'x-api-key' disagree, send one of them"
+            "two different keys: 'Authorization', 'x-api-key' and 'api-key' disagree, send one"
         )
     return found.pop()
 

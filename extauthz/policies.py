@@ -120,6 +120,33 @@ class Agent:
         return any(fnmatchcase(model.lower(), pattern) for pattern in self.models_allowed)
 
 
+FIXED_PRICE = "fixed_price"
+"""What an endpoint is called, in the record of a call, that has a price by the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPrice:
+    """An endpoint that is not metered but allowed, at a price for each call, in nano-USD.
+
+    In `path`, a `*` stands for one part. It is also what stands for the model in allow lists.
+    """
+
+    method: str
+    path: str
+    nanousd: int
+
+    def is_of(self, method: str, path: str) -> bool:
+        """Whether this is the price of such a call."""
+        parts, given = self.path.split("/"), path.split("/")
+        return (
+            method == self.method
+            and len(parts) == len(given)
+            and all(
+                part in ("*", one) and one for part, one in zip(parts[1:], given[1:], strict=True)
+            )
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A configured provider, as far as the core needs to know it."""
@@ -128,6 +155,15 @@ class Upstream:
     api: str
     price_provider: str
     """the genai-prices id whose list applies"""
+    deployments: Mapping[str, str] = field(default_factory=dict)
+    """the model behind each name that calls may use instead of it"""
+    fixed_prices: tuple[FixedPrice, ...] = ()
+    allowed_headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """globs of values, by header"""
+
+    def fixed_price(self, method: str, path: str) -> FixedPrice | None:
+        """The price of a call to an endpoint that the config has one for."""
+        return next((price for price in self.fixed_prices if price.is_of(method, path)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 
 
@@ -23,12 +24,15 @@ class UsageReport:
         amounts: usage by kind.
         served_model: the model that answered, as the provider names it; None if it did not say.
         price_context: what else decides the price, for example the service tier that was served.
+        told_cost_usd: what the provider itself says that it charges, where it does; a list price
+            may know of less (a search, a dearer route), so the larger of the two counts.
     """
 
     exactness: Exactness
     amounts: Mapping[str, int] = field(default_factory=dict)
     served_model: str | None = None
     price_context: Mapping[str, str] = field(default_factory=dict)
+    told_cost_usd: Decimal | None = None
 
     @property
     def tokens(self) -> int:

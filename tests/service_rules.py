@@ -8,12 +8,13 @@ from decimal import Decimal
 
 from extauthz.identity import hash_key
 from extauthz.ledger import Release
-from extauthz.policies import Agent, Budget, Policies, Scope, Unit, Upstream
+from extauthz.policies import Agent, Budget, FixedPrice, Policies, Scope, Unit, Upstream
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Request, RequestFacts
 from extauthz.service.authorize import Authorizer, CallAttributes
 from extauthz.service.rules import Rules
+from extauthz.service.settle import Settlement
 from extauthz.service.waiting import HeldRoom
 from extauthz.store.base import LedgerStore
 from extauthz.store.memory import MemoryStore
@@ -59,6 +60,17 @@ def rules(who: Agent) -> Rules:
             upstreams={
                 "openai": Upstream("openai", "openai", "openai"),
                 "anthropic": Upstream("anthropic", "anthropic", "anthropic"),
+                "azure": Upstream("azure", "azure", "azure", deployments={"mine": "small"}),
+                "open": Upstream(
+                    "open",
+                    "openai",
+                    "openai",
+                    fixed_prices=(FixedPrice("POST", "/v1/files/*", 3 * DOLLAR),),
+                    allowed_headers={
+                        "openai-project": ("proj_*",),
+                        "anthropic-beta": ("context-1m-*",),
+                    },
+                ),
             },
             budgets=who.budgets,
             lease_ms=900_000,
@@ -68,7 +80,7 @@ def rules(who: Agent) -> Rules:
         PriceBook(
             [
                 OwnPrice(provider, model, Decimal(0), PRICE)
-                for provider in ("openai", "anthropic")
+                for provider in ("openai", "anthropic", "azure", "open")
                 for model in ("small", "large")
             ]
         ),
@@ -85,6 +97,16 @@ class InlineReader:
         assert caller
         self.bodies.append(request.body)
         return ADAPTERS[api].read_request(endpoint, request)
+
+
+@dataclass
+class Seen:
+    """Remembers what was settled."""
+
+    settlements: list[Settlement] = field(default_factory=list)
+
+    def settled(self, settlement: Settlement) -> None:
+        self.settlements.append(settlement)
 
 
 @dataclass

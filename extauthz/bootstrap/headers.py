@@ -1,5 +1,7 @@
 """Header hygiene: what an agent cannot say to Envoy, and what a provider does not get to hear."""
 
+from collections.abc import Collection
+
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import (
     HeaderMutation,
     HeaderMutationRemoveOnMatch,
@@ -10,6 +12,8 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValueOptionHeaderAppendAction,
 )
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+
+from extauthz.providers.client_headers import BILLED_TO
 
 AGENT_CREDENTIALS = (
     "authorization",
@@ -73,14 +77,16 @@ def from_agents() -> list[HeaderMutation]:
     ]
 
 
-def to_providers() -> list[HeaderMutation]:
+def to_providers(allowed: Collection[str] = ()) -> list[HeaderMutation]:
     """What is taken off a request on its way into the provider's connection.
 
     Credentials go whatever the provider uses, so that a key meant for one never reaches another;
-    the rest would tell a provider about this network.
+    what says who pays goes unless it is `allowed`; the rest would tell a provider about this
+    network.
     """
     return [
         *(remove(name) for name in AGENT_CREDENTIALS),
+        *(remove(name) for name in BILLED_TO if name not in allowed),
         remove("cookie"),
         remove("forwarded"),
         remove("via"),

@@ -99,6 +99,7 @@ class ProviderSettings:
     url: str
     credential: Credential | None = None
     ca_file: Path = SYSTEM_CA_FILE
+    allowed_headers: tuple[str, ...] = ()  # of those that say who pays
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

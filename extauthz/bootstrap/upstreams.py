@@ -158,7 +158,8 @@ def _upstream_filters(provider: ProviderSettings) -> list[HttpFilter]:
     These run for every attempt, after Check and the router, so Check sees the agent's own key and
     nothing before the provider's connection sees the provider's.
     """
-    clean = HeaderMutation(mutations=Mutations(request_mutations=to_providers()))
+    mutations = to_providers(provider.allowed_headers)
+    clean = HeaderMutation(mutations=Mutations(request_mutations=mutations))
     filters = [
         HttpFilter(name="envoy.filters.http.header_mutation", typed_config=Any.pack(clean)),
     ]

@@ -3,8 +3,9 @@
 from genai_prices import data_snapshot
 
 from extauthz.config.model import AgentBlock, BudgetBlock, Config, ProviderBlock
+from extauthz.config.values import usd_to_nano
 from extauthz.identity import short_name
-from extauthz.policies import Agent, Budget, Policies, Scope, Upstream
+from extauthz.policies import Agent, Budget, FixedPrice, Policies, Scope, Upstream
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
 
@@ -87,4 +88,14 @@ def _upstream(name: str, block: ProviderBlock) -> Upstream:
         source = data_snapshot.get_snapshot().find_provider(None, None, block.upstream).id
     except LookupError:
         source = fallback
-    return Upstream(name, block.api, source)
+    return Upstream(
+        name,
+        block.api,
+        source,
+        deployments=block.deployments,
+        fixed_prices=tuple(
+            FixedPrice(endpoint.method, endpoint.path, usd_to_nano(endpoint.price_usd))
+            for endpoint in block.endpoints
+        ),
+        allowed_headers=block.allow_headers,
+    )

@@ -6,6 +6,7 @@ is read and does nothing would be worse.
 
 import re
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -38,11 +39,13 @@ from extauthz.config.values import (
 from extauthz.identity import short_name
 from extauthz.policies import MissingUsage, Scope, Unit
 from extauthz.providers import ADAPTERS
+from extauthz.providers.client_headers import ALLOWABLE
 from extauthz.store.base import StoreError
 from extauthz.store.url import StoreUrl
 from extauthz.windows import ROLLING_LENGTHS_MS, Period, Window
 
 _KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_ENDPOINT_PATH = re.compile(r"(/([A-Za-z0-9._:@-]*[A-Za-z0-9_:@-]|\*))+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -101,6 +104,15 @@ def _api(value: str) -> str:
     return value
 
 
+def _endpoint_path(value: str) -> str:
+    if not _ENDPOINT_PATH.fullmatch(value):
+        raise ValueError(
+            "write the provider's own path, such as /v1/audio/transcriptions; "
+            "* stands for one part of it"
+        )
+    return value
+
+
 def _key_hash(value: str) -> str:
     if not _KEY_HASH.fullmatch(value):
         raise ValueError(
@@ -127,6 +139,12 @@ ModelGlob = Annotated[
     str,
     StringConstraints(min_length=1, max_length=256, to_lower=True),
     AfterValidator(_header_safe),
+]
+HeaderGlob = Annotated[
+    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_header_safe)
+]
+ModelName = Annotated[
+    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_header_safe)
 ]
 Tokens = Annotated[Whole, Field(ge=1, le=10_000_000)]
 
@@ -178,6 +196,20 @@ class CredentialBlock(SecretBlock):
     """Where Envoy, and only Envoy, finds the provider's key."""
 
 
+class EndpointBlock(_Block):
+    """An endpoint that is not metered, allowed at a fixed price for each call."""
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+    path: Annotated[str, AfterValidator(_endpoint_path)]
+    price_usd: Number
+
+    @field_validator("price_usd")
+    @classmethod
+    def _countable(cls, value: Decimal) -> Decimal:
+        usd_to_nano(value)
+        return value
+
+
 class ProviderBlock(_Block):
     """An upstream API. Without a credential the agent's key is removed and none is added."""
 
@@ -185,7 +217,31 @@ class ProviderBlock(_Block):
     upstream: Annotated[str, AfterValidator(_upstream)]
     credential: CredentialBlock | None = None
     ca_file: ConfigPath | None = None
+    deployments: dict[str, ModelName] = Field(default_factory=dict)
+    endpoints: tuple[EndpointBlock, ...] = ()
+    allow_headers: dict[str, tuple[HeaderGlob, ...]] = Field(default_factory=dict)
     budgets: "tuple[BudgetBlock, ...]" = ()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        adapter = ADAPTERS[self.api]
+        if self.deployments and not adapter.names_deployments:
+            raise ValueError(f"deployments: calls of api {self.api} name models, leave it out")
+        unknown = [name for name in self.allow_headers if name not in ALLOWABLE]
+        if unknown:
+            raise ValueError(
+                f"allow_headers: {', '.join(unknown)}: what can be allowed is "
+                f"{', '.join(ALLOWABLE)}, in lower case"
+            )
+        seen = set()
+        for endpoint in self.endpoints:
+            name = f"{endpoint.method} {endpoint.path}"
+            if adapter.serves(endpoint.method, endpoint.path):
+                raise ValueError(f"endpoints: {name} is metered, so it has no fixed price")
+            if name in seen:
+                raise ValueError(f"endpoints: {name} stands twice")
+            seen.add(name)
+        return self
 
 
 class PriceBlock(_Block):

@@ -27,6 +27,10 @@ _OUTPUT_TOKENS_MAX: tuple[tuple[str, int | None], ...] = (
     ("gpt-5-chat*", 16_384),
     ("gpt-5-pro*", None),  # 272,000 by its own page, 128,000 by others
     ("gpt-5*", 128_000),
+    # A picture of the largest size and the best quality, and three partial ones of 100 each:
+    # https://platform.openai.com/docs/guides/image-generation#cost-and-latency
+    ("gpt-image-1", 6_540),
+    ("gpt-image-1-mini*", 6_540),
     ("o1*", 100_000),
     ("o3*", 100_000),
     ("o4*", 100_000),

@@ -30,6 +30,9 @@ _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
     kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
 )
 
+CONFIG_PRICE = "config"
+"""The version of a price that the config names."""
+
 PRICE_LIST_VERSION = f"genai-prices/{version('genai_prices')}"
 
 
@@ -96,7 +99,7 @@ class PricedModel:
     @property
     def price_version(self) -> str:
         """Where the price comes from, for the books."""
-        return "config" if self.own else PRICE_LIST_VERSION
+        return CONFIG_PRICE if self.own else PRICE_LIST_VERSION
 
     def estimate(
         self, facts: RequestFacts, at_ms: int, default_output_tokens: int | None
@@ -135,7 +138,8 @@ class PricedModel:
         if sound and self.own is None and not self._prices_audio(at_ms):
             raise ValueError(f"{self.info.id} has no price for audio")
         usage = Usage(**report.amounts)
-        return ceil_nanousd(prices.calc_price(usage)["total_price"])
+        usd: Decimal = prices.calc_price(usage)["total_price"]
+        return ceil_nanousd(max(usd, report.told_cost_usd or Decimal(0)))
 
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
         return self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
@@ -237,6 +241,8 @@ def _first(
 
 
 def _prices_kind(prices: types.ModelPrice, kind: str) -> bool:
+    if kind == "web_searches" and vars(prices).get("requests_kcount") is not None:
+        return True  # sold by the call, however often it searches
     return vars(prices).get(unit_data[kind]["price_key"]) is not None
 
 

@@ -1,10 +1,14 @@
 """The providers' APIs, by the name that `api:` has in the config."""
 
 from extauthz.providers.anthropic import ANTHROPIC
+from extauthz.providers.azure import AZURE
 from extauthz.providers.base import Adapter
+from extauthz.providers.compatible import COMPATIBLE
 from extauthz.providers.openai import OPENAI
 
 ADAPTERS: dict[str, Adapter] = {
     "openai": OPENAI,
     "anthropic": ANTHROPIC,
+    "azure": AZURE,
+    **COMPATIBLE,
 }

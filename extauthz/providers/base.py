@@ -150,7 +150,8 @@ class Endpoint:
     """One endpoint of an API. What has no request reader is free.
 
     Attributes:
-        name: short, and the only one of its API; it travels with the call to its settlement.
+        name: short; it travels with the call to its settlement. Endpoints of an API that share a
+            name are read alike.
         method: in capitals.
         path: all of the provider's own path; a group `model` where it names the model.
         read_request: None for an endpoint that costs nothing.
@@ -214,6 +215,7 @@ class Adapter:
         credential_header: where the provider's own key goes, in lower case.
         credential_prefix: what stands before it there.
         unbilled_status: statuses of the provider's own that prove that nothing was billed.
+        names_deployments: whether calls name a deployment, whose model the config tells.
     """
 
     price_provider: str
@@ -222,6 +224,7 @@ class Adapter:
     credential_header: str = "authorization"
     credential_prefix: str = "Bearer "
     unbilled_status: frozenset[int] = UNBILLED_STATUS
+    names_deployments: bool = False
 
     def route(self, method: str, path: str, query: str = "") -> Route | None:
         """The endpoint that a request goes to; None: not metered, so refused."""
@@ -230,6 +233,13 @@ class Adapter:
             if found and endpoint.method == method and endpoint.query.fullmatch(query):
                 return Route(endpoint, found.groupdict().get("model"))
         return None
+
+    def serves(self, method: str, path: str) -> bool:
+        """Whether there is an endpoint at this path, with whatever query."""
+        return any(
+            endpoint.method == method and endpoint.path.fullmatch(path)
+            for endpoint in self.endpoints
+        )
 
     def endpoint(self, name: str) -> Endpoint | None:
         """The endpoint of this name; the main one for a call that was recorded without a name."""

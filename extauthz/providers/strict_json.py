@@ -126,6 +126,14 @@ def read_string(document: dict[str, Any], key: str) -> str:
     return value
 
 
+def read_text(document: dict[str, Any], key: str) -> str:
+    """An optional string of any length; absent and null are empty."""
+    value = document.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RequestError(Reason.UNPARSEABLE_BODY, f"'{key}' must be a string")
+    return value or ""
+
+
 def read_flag(document: dict[str, Any], key: str) -> bool:
     """An optional boolean; absent and null are False."""
     value = document.get(key)

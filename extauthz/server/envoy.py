@@ -85,7 +85,12 @@ def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSet
         )
         credential = Credential(source, adapter.credential_header, adapter.credential_prefix)
     return ProviderSettings(
-        name, block.api, block.upstream, credential, block.ca_file or SYSTEM_CA_FILE
+        name,
+        block.api,
+        block.upstream,
+        credential,
+        block.ca_file or SYSTEM_CA_FILE,
+        tuple(block.allow_headers),
     )
 
 

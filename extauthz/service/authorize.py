@@ -8,7 +8,7 @@ given back by its id.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -26,10 +26,11 @@ from extauthz.ledger import (
     Reserved,
 )
 from extauthz.money import AMOUNT_MAX
-from extauthz.policies import Agent, Line, Policies, Upstream
-from extauthz.pricing import Estimate, PricedModel
+from extauthz.policies import FIXED_PRICE, Agent, FixedPrice, Line, Policies, Upstream
+from extauthz.pricing import CONFIG_PRICE, Estimate, PricedModel
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Edit, Metering, Request, RequestError, RequestFacts, Route
+from extauthz.providers.client_headers import refuse_headers
 from extauthz.providers.strict_json import must_be_plain
 from extauthz.reasons import Decision, Reason
 from extauthz.service.call_record import CallRecord, HeldPart
@@ -149,7 +150,7 @@ class Authorizer:
             verdict.message = "the budget service met an error of its own: try again shortly"
         return verdict
 
-    def _route(self, call: CallAttributes, verdict: Verdict) -> Route:
+    def _route(self, call: CallAttributes, verdict: Verdict) -> Route | FixedPrice:
         """Phase 1: the provider, as Envoy's route names it, and which endpoint of it."""
         upstream = self.rules.policies.upstreams.get(call.provider)
         if upstream is None:
@@ -158,15 +159,20 @@ class Authorizer:
             )
         verdict.upstream = upstream
         route = ADAPTERS[upstream.api].route(call.method, call.path, call.query)
-        if route is None:
-            raise Denied(
-                Reason.UNMETERED_ENDPOINT,
-                403,
-                f"{call.method} of this path is not metered, so it is not allowed: "
-                "use the endpoints that the documentation lists",
-            )
-        verdict.endpoint = route.endpoint.name
-        return route
+        if route is not None:
+            verdict.endpoint = route.endpoint.name
+            return route
+        price = upstream.fixed_price(call.method, call.path)
+        if price is not None:
+            verdict.endpoint = FIXED_PRICE
+            return price
+        raise Denied(
+            Reason.UNMETERED_ENDPOINT,
+            403,
+            f"{call.method} of this path is not metered, so it is not allowed: use the endpoints "
+            "that the documentation lists, or have it allowed at a fixed price under "
+            f"providers.{upstream.name}.endpoints",
+        )
 
     def _identify(self, call: CallAttributes, verdict: Verdict) -> Agent:
         """Phase 2: who asks. Nothing that the client writes but its key says so."""
@@ -192,21 +198,30 @@ class Authorizer:
         return agent
 
     async def _read(
-        self, call: CallAttributes, agent: Agent, route: Route, verdict: Verdict
+        self, call: CallAttributes, agent: Agent, route: Route | FixedPrice, verdict: Verdict
     ) -> bool:
         """Phase 3: what is asked for. False for a free endpoint, which needs no reservation."""
+        upstream = verdict.upstream
+        assert upstream is not None
+        if isinstance(route, FixedPrice):
+            verdict.facts = RequestFacts(
+                model=route.path, stream=False, input_tokens_max=0, output_tokens_cap=0
+            )
+            verdict.estimate = Estimate(route.nanousd, 0, 0)
+            return True
         if route.endpoint.metering is Metering.FREE:
             return False
-        assert verdict.upstream is not None
         try:
+            refuse_headers(call.headers, upstream.allowed_headers)
             must_be_plain(call.headers)
             request = Request(call.body, route.path_model, call.headers.get("content-type", ""))
-            verdict.facts = await self.reader.read(
-                verdict.upstream.api, verdict.endpoint, request, caller=agent.name
+            facts = await self.reader.read(
+                upstream.api, verdict.endpoint, request, caller=agent.name
             )
         except RequestError as error:
             status = {Reason.BODY_TOO_LARGE: 413, Reason.UNMETERED_ENDPOINT: 403}
             raise Denied(error.reason, status.get(error.reason, 400), error.message) from None
+        verdict.facts = replace(facts, model=_model_of(upstream, facts.model))
         return True
 
     def _permit(self, agent: Agent, verdict: Verdict) -> None:
@@ -221,6 +236,8 @@ class Authorizer:
                 f"agent '{agent.name}' may not use this model: its models are "
                 f"{', '.join(agent.models_allowed)}",
             )
+        if verdict.estimate is not None:  # of a fixed price
+            return
         priced = self.rules.prices.find(upstream.name, upstream.price_provider, facts.model)
         if priced is None:
             raise Denied(
@@ -279,10 +296,9 @@ class Authorizer:
     ) -> tuple[Reserve, tuple[Line, ...], CallRecord]:
         facts, priced, estimate = verdict.facts, verdict.priced, verdict.estimate
         assert facts is not None
-        assert priced is not None
         assert estimate is not None
         assert verdict.upstream is not None
-        names = (facts.model, priced.info.id)
+        names = (facts.model, priced.info.id) if priced else (facts.model,)
         budgets = policies.budgets_for(agent, verdict.key_hash, verdict.upstream.name, names)
         if not any(budget.scope.covers and not budget.shadow for budget in budgets):
             raise Denied(
@@ -373,7 +389,7 @@ def _record(
         reserved_at_ms=at_ms,
         settle_horizon_ms=settle_horizon_ms,
         estimate_nanousd=min(verdict.estimate.nanousd, AMOUNT_MAX),
-        price=verdict.priced.price_version if verdict.priced else "",
+        price=verdict.priced.price_version if verdict.priced else CONFIG_PRICE,
         parts=tuple(
             HeldPart(
                 line.hold.key,
@@ -384,6 +400,21 @@ def _record(
             for line in lines
         ),
     )
+
+
+def _model_of(upstream: Upstream, name: str) -> str:
+    """The model that a call names; where it names a deployment, the one behind that."""
+    if not ADAPTERS[upstream.api].names_deployments:
+        return name
+    model = upstream.deployments.get(name)
+    if model is None:
+        raise Denied(
+            Reason.UNPRICED_MODEL,
+            403,
+            "which model this deployment is, is not known, so neither is its price: name it under "
+            f"providers.{upstream.name}.deployments",
+        )
+    return model
 
 
 def _paused(answer: Paused) -> str:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from extauthz.ledger import (
     Charge,
@@ -17,8 +17,8 @@ from extauthz.ledger import (
     Settle,
 )
 from extauthz.money import AMOUNT_MAX
-from extauthz.policies import MissingUsage
-from extauthz.pricing import PricedModel
+from extauthz.policies import FIXED_PRICE, MissingUsage
+from extauthz.pricing import CONFIG_PRICE
 from extauthz.providers import ADAPTERS
 from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.completed_call import CompletedCall, ending_of
@@ -51,6 +51,8 @@ class Settlement:
     """what the ledger was told the call cost"""
     priced_model: str
     """the price list's name of the model: bounded, so fit for a label"""
+    price_version: str | None = None
+    """where the price came from; None where nothing was priced"""
     outcome: Outcome = Outcome.SETTLED
     charged: tuple[int, ...] = ()
 
@@ -58,6 +60,15 @@ class Settlement:
     def overshoot_nanousd(self) -> int:
         """How far the cost went beyond the reservation."""
         return max(0, self.cost_nanousd - self.call.record.estimate_nanousd)
+
+
+class _Reckoned(NamedTuple):
+    """What was used and what that costs; None: unknown."""
+
+    report: UsageReport
+    cost_nanousd: int | None = None
+    model: str = _UNKNOWN_MODEL
+    price_version: str | None = None
 
 
 class SettlementObserver(Protocol):
@@ -114,7 +125,8 @@ class Settler:
 
     async def _renew(self, call: CompletedCall) -> None:
         policies = self.rules.policies
-        report, cost, _ = self._report(call)
+        reckoned = self._reckon(call)
+        report, cost = reckoned.report, reckoned.cost_nanousd
         observed = tuple(
             0 if part.unit == "in_flight" else _amount(part, report, cost) or 0
             for part in call.record.parts
@@ -160,7 +172,8 @@ class Settler:
 
     def _price(self, call: CompletedCall) -> tuple[Settlement, Settle]:
         record, policies = call.record, self.rules.policies
-        report, cost, priced = self._report(call)
+        reckoned = self._reckon(call)
+        report, cost = reckoned.report, reckoned.cost_nanousd
         agent = policies.agents.get(record.agent)
         missing = agent.missing_usage if agent else MissingUsage.ESTIMATE
         charges = tuple(
@@ -177,53 +190,55 @@ class Settler:
             record.settle_horizon_ms,
             charges,
             told,
-            _particulars(call, report, priced),
+            _particulars(call, reckoned),
         )
-        return Settlement(call, Wanted.CHARGE, report, told, _name_of(priced)), command
+        settlement = Settlement(
+            call, Wanted.CHARGE, report, told, reckoned.model, reckoned.price_version
+        )
+        return settlement, command
 
-    def _report(self, call: CompletedCall) -> tuple[UsageReport, int | None, PricedModel | None]:
-        """What was used, its cost at the served model's price (None: unknown), and that model."""
+    def _reckon(self, call: CompletedCall) -> _Reckoned:
+        """What was used, and its cost at the served model's price."""
         record = call.record
+        if record.endpoint == FIXED_PRICE:
+            cost = record.estimate_nanousd
+            return _Reckoned(UsageReport(Exactness.EXACT), cost, record.model, CONFIG_PRICE)
         upstream = self.rules.policies.upstreams.get(record.provider)
-        if upstream is None:
-            return UNKNOWN_USAGE, None, None
-        endpoint = ADAPTERS[upstream.api].endpoint(record.endpoint)
-        if endpoint is None:
-            return UNKNOWN_USAGE, None, None
+        endpoint = ADAPTERS[upstream.api].endpoint(record.endpoint) if upstream else None
+        if upstream is None or endpoint is None:
+            return _Reckoned(UNKNOWN_USAGE)
         report = endpoint.read_usage(call.captured)
         priced = self.rules.prices.settled_at(
             record.provider, upstream.price_provider, record.model, report.served_model
         )
         if priced is None:
-            return report, None, None
+            return _Reckoned(report)
+        at = (priced.info.id, priced.price_version)
         if report.exactness is Exactness.UNKNOWN:
-            return report, None, priced
+            return _Reckoned(report, None, *at)
         try:
             cost = priced.cost(report, record.reserved_at_ms)
         except ValueError:  # usage that contradicts itself is no usage, in any unit
-            return UNKNOWN_USAGE, None, priced
-        return report, min(cost, AMOUNT_MAX), priced
+            return _Reckoned(UNKNOWN_USAGE, None, *at)
+        return _Reckoned(report, min(cost, AMOUNT_MAX), *at)
 
     def _tell(self, settlement: Settlement, outcome: Outcome, charged: tuple[int, ...]) -> None:
         self.room.notify(part.key for part in settlement.call.record.parts)
         self.observer.settled(replace(settlement, outcome=outcome, charged=charged))
 
 
-def _name_of(priced: PricedModel | None) -> str:
-    return _UNKNOWN_MODEL if priced is None else priced.info.id
-
-
-def _particulars(call: CompletedCall, report: UsageReport, priced: PricedModel | None) -> str:
+def _particulars(call: CompletedCall, reckoned: _Reckoned) -> str:
     """What the row of a settlement says: what was asked for, what was used, at which price."""
+    report, is_priced = reckoned.report, reckoned.price_version is not None
     is_known = report.exactness is not Exactness.UNKNOWN
     return call.record.particulars(
         status=call.status,
         usage_is=report.exactness.value,
         usage=dict(report.amounts) if is_known else None,
         served_model=report.served_model,
-        priced_as=None if priced is None else priced.info.id,
+        priced_as=reckoned.model if is_priced else None,
         price_context=dict(report.price_context) or None,
-        price=None if priced is None else priced.price_version,
+        price=reckoned.price_version,
         duration_ms=call.duration_ms,
     )
 

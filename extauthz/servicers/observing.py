@@ -50,6 +50,7 @@ class Observer:
                 reservation_id=verdict.record.reservation_id if verdict.record else None,
                 agent=verdict.agent.name if verdict.agent else None,
                 provider=provider,
+                endpoint=verdict.endpoint or None,
                 model=verdict.facts.model if verdict.facts else None,
                 estimate_usd=format_usd(verdict.estimate.nanousd) if verdict.estimate else None,
                 budgets={
@@ -88,6 +89,8 @@ class Observer:
             agent=record.agent,
             provider=record.provider,
             model=record.model,
+            endpoint=record.endpoint,
+            price_version=settlement.price_version,
             served_model=settlement.report.served_model,
             usage=dict(settlement.report.amounts),
             exactness=settlement.report.exactness.value,

@@ -58,9 +58,10 @@ def content(*parts: object) -> list[object]:
         ("POST", CHAT + "/", None),
         ("POST", "/v1//chat/completions", None),
         ("post", CHAT, None),
-        ("POST", "/v1/responses", None),
-        ("POST", "/v1/embeddings", None),
-        ("POST", "/v1/images/generations", None),
+        ("POST", "/v1/responses", Metering.BILLED),
+        ("POST", "/v1/embeddings", Metering.BILLED),
+        ("POST", "/v1/images/edits", None),
+        ("POST", "/v1/audio/transcriptions", None),
         ("POST", "", None),
     ],
 )

@@ -1,12 +1,12 @@
 """Every ending of a call: what each counter is charged, once, and what is left for a retry."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from service_rules import DOLLAR, Clock, agent, budget, rules
+from service_rules import DOLLAR, Clock, Seen, agent, budget, rules
 
 from extauthz.ledger import (
     ClockSkewError,
@@ -23,7 +23,7 @@ from extauthz.pricing import PriceBook
 from extauthz.providers.base import CapturedResponse
 from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.completed_call import CompletedCall
-from extauthz.service.settle import Settlement, Settler
+from extauthz.service.settle import Settler
 from extauthz.service.waiting import HeldRoom
 from extauthz.store.base import StoreUnavailableError, counter_key
 from extauthz.store.memory import MemoryStore
@@ -31,14 +31,6 @@ from extauthz.store.memory import MemoryStore
 UNITS = {"usd": 5 * DOLLAR, "tokens": 900, "requests": 1, "in_flight": 1}
 KEYS = {unit: counter_key("default", unit, 0) for unit in UNITS}
 FORGET_MS = 10**13
-
-
-@dataclass
-class Seen:
-    settlements: list[Settlement] = field(default_factory=list)
-
-    def settled(self, settlement: Settlement) -> None:
-        self.settlements.append(settlement)
 
 
 class Counter:

@@ -1,23 +1,24 @@
 """`api: openai`."""
 
-from extauthz.providers.base import Adapter, billed, free
-from extauthz.providers.openai import chat
+from extauthz.providers.base import Adapter
+from extauthz.providers.openai.dialect import Dialect
+from extauthz.providers.openai.endpoints import billed_endpoint, models, moderations
 from extauthz.providers.openai.refusals import refusal_body
+from extauthz.providers.openai.tiers import OPENAI_TIERS
 
-MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._:@-]*"
-"""One model's name in a path; nothing that a server could read as a way out of that folder."""
+OPENAI_DIALECT = Dialect(tiers=OPENAI_TIERS)
 
 OPENAI = Adapter(
     price_provider="openai",
     endpoints=(
-        billed(
-            "chat",
-            "/v1/chat/completions",
-            chat.read_request,
-            chat.read_usage,
-            cap_fields=chat.CAP_FIELDS,
-        ),
-        free("models", "GET", f"/v1/models(/{MODEL_ID})?"),
+        billed_endpoint("chat", "/v1", OPENAI_DIALECT),
+        billed_endpoint("responses", "/v1", OPENAI_DIALECT),
+        billed_endpoint("completions", "/v1", OPENAI_DIALECT),
+        billed_endpoint("embeddings", "/v1", OPENAI_DIALECT),
+        billed_endpoint("images", "/v1", OPENAI_DIALECT),
+        billed_endpoint("speech", "/v1", OPENAI_DIALECT),
+        moderations("/v1"),
+        models("/v1"),
     ),
     refusal_body=refusal_body,
 )

@@ -6,7 +6,6 @@ reports usage only with `stream_options.include_usage`, in one more event with `
 `service_tier` absent or "auto" may be served, and billed, as another tier.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from extauthz.providers.base import (
     RequestError,
     RequestFacts,
 )
+from extauthz.providers.openai.dialect import CAP_FIELDS, Dialect, refuse_unknown
 from extauthz.providers.openai.tiers import premium, price_contexts
 from extauthz.providers.openai.usage import PREAMBLE_TOKENS, TOKENS_MAX, told_usage
 from extauthz.providers.splice import cap_slot, find_member, insert_member
@@ -31,71 +31,86 @@ from extauthz.providers.strict_json import (
 from extauthz.reasons import Reason
 from extauthz.usage import UsageReport
 
-CAP_FIELDS = ("max_completion_tokens", "max_tokens")
 _ANSWERS_MAX = 128
 
 _TEXT_PARTS = ("text", "refusal")
 _SILENT_PARTS = (*_TEXT_PARTS, "image_url", "file")
 _CLIENT_TOOLS = ("function", "custom")
 
-# Searches, fallbacks to other models and routing are billed by what a request does not bound.
-_UNMETERED = (
-    "web_search_options", "web_search", "search_parameters", "enable_search", "plugins",
-    "models", "fallbacks", "fallback_models", "route", "provider",
-)  # fmt: skip
-_SEARCHING_MODEL = re.compile(r"-search-(preview|api)|deep-research")
-"""These search the web on every call, and each search is billed beside the tokens."""
+# All that is known to be bounded by what stands in the request: by its bytes, the cap, `n`, or a
+# rule below. Not here, so refused: searches (`web_search_options`), fallbacks to other models and
+# routing (`models`, `route`, `provider`, `plugins`), answers that come later (`deferred`,
+# `background`), and whatever the next version of the API brings.
+_PARAMETERS = frozenset((
+    "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
+    "max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model", "n",
+    "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key",
+    "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "response_format",
+    "safety_identifier", "seed", "service_tier", "stop", "store", "stream", "stream_options",
+    "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity",
+))  # fmt: skip
 
 
-def read_request(request: Request) -> RequestFacts:
+def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     """The facts of a chat completion."""
     body = request.body
     document = parse_object(body)
-    model = read_string(document, "model")
+    model = request.path_model or read_string(document, "model")
     stream = read_flag(document, "stream")
-    _refuse_unmetered(document, model)
+    dialect.refuse_unbounded(model)
+    refuse_unknown(document, _PARAMETERS | dialect.parameters)
+    _refuse_server_tools(document)
     media, audio = _modalities(document)
-    caps = [c for key in CAP_FIELDS if (c := read_count(document, key, TOKENS_MAX))]
+    cap = read_cap(document, dialect)
     input_tokens = len(body) + PREAMBLE_TOKENS
     return RequestFacts(
         model=model,
         stream=stream,
         input_tokens_max=None if media else input_tokens,
-        output_tokens_cap=max(caps) if caps else None,
+        output_tokens_cap=cap,
         answers=read_count(document, "n", _ANSWERS_MAX) or 1,
         # Tokens of a prediction that the answer does not use are billed as output too.
         extra_output_tokens=input_tokens if document.get("prediction") is not None else 0,
         cache_writes=True,
         media=media,
         audio=audio,
-        price_contexts=price_contexts(document),
+        price_contexts=price_contexts(document, dialect.tiers),
         premium=premium(document),
-        edits=tuple(_usage_edits(document, body)) if stream else (),
-        cap_slot=None if caps else _cap_slot(document, body),
+        edits=tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else (),
+        cap_slot=None if cap else slot_of_cap(document, body, dialect.cap_fields[0]),
     )
 
 
-def read_usage(captured: CapturedResponse) -> UsageReport:
+def read_usage(captured: CapturedResponse, dialect: Dialect) -> UsageReport:
     """The root-level `usage`; an answer without one is unknown.
 
     Some servers send a running `usage` with every event: what was seen of an answer that was cut is
     then a lower bound.
     """
-    return told_usage(captured, "chat", exact=captured.complete and not captured.error)
+    return told_usage(
+        captured,
+        dialect.usage_shape,
+        exact=captured.complete and not captured.error,
+        tells_cost=dialect.tells_cost,
+    )
 
 
-def _refuse_unmetered(document: dict[str, Any], model: str) -> None:
-    """Server-side tools and fallback lists bill what a request does not bound."""
-    if _SEARCHING_MODEL.search(model.lower()):
-        raise RequestError(
-            Reason.UNMETERED_ENDPOINT,
-            "this model searches the web on every call, which cannot be metered: use another one",
-        )
-    for key in _UNMETERED:
-        if document.get(key) is not None:
-            raise RequestError(
-                Reason.UNMETERED_ENDPOINT, f"'{key}' cannot be metered: send the call without it"
-            )
+def read_cap(document: dict[str, Any], dialect: Dialect) -> int | None:
+    """The client's own cap; None: it named none that the server obeys.
+
+    Of two, which one holds differs from server to server: the larger is the bound.
+    """
+    caps = {key: read_count(document, key, TOKENS_MAX) for key in CAP_FIELDS}
+    return max((cap for key in dialect.cap_fields if (cap := caps.get(key))), default=None)
+
+
+def slot_of_cap(document: dict[str, Any], body: bytes, key: str) -> CapSlot:
+    """Where a cap of this name can be written."""
+    return cap_slot(body, key, stands_as_null=key in document)
+
+
+def _refuse_server_tools(document: dict[str, Any]) -> None:
+    """What runs at the provider bills what a request does not bound."""
     for tool in read_list(document, "tools"):
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind not in _CLIENT_TOOLS:
@@ -125,7 +140,7 @@ def _modalities(document: dict[str, Any]) -> tuple[bool, bool]:
     return bool(kinds.difference(_TEXT_PARTS)), bool(kinds.difference(_SILENT_PARTS))
 
 
-def _usage_edits(document: dict[str, Any], body: bytes) -> Iterator[Edit]:
+def usage_edits(document: dict[str, Any], body: bytes) -> Iterator[Edit]:
     """Ask a stream for its usage, changing as few bytes as possible."""
     options = document.get("stream_options")
     if options is not None and not isinstance(options, dict):
@@ -146,8 +161,3 @@ def _usage_edits(document: dict[str, Any], body: bytes) -> Iterator[Edit]:
         span, text = find_member(body, ("stream_options",)), '{"include_usage":true}'
     assert span is not None, "the parser saw this member, so it stands in the bytes"
     yield Edit(span.start, span.end - span.start, text)
-
-
-def _cap_slot(document: dict[str, Any], body: bytes) -> CapSlot:
-    key = CAP_FIELDS[0]
-    return cap_slot(body, key, stands_as_null=key in document)

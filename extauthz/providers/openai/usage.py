@@ -1,6 +1,7 @@
 """The root-level `usage` of an answer, in any of OpenAI's shapes."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from extauthz.providers.base import CapturedResponse
@@ -10,18 +11,20 @@ from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 TOKENS_MAX = 10_000_000
 """Above any cap or count that an honest request or answer names."""
 
+_USD_MAX = 1_000_000
+
 PREAMBLE_TOKENS = 1024
 """What the provider may add around tools and response formats, beyond the bytes that were sent."""
 
 
 def told_usage(
-    captured: CapturedResponse, flavor: str, *, exact: bool, provider: str = "openai"
+    captured: CapturedResponse, shape: tuple[str, str], *, exact: bool, tells_cost: bool = False
 ) -> UsageReport:
-    """What `usage` says; `flavor` names the shape as genai-prices does, for this `provider`."""
+    """What `usage` says; `shape` is the provider and the flavor of genai-prices that it has."""
     usage = decode_object(captured.usage)
     if usage is None:
         return UNKNOWN_USAGE
-    amounts = extract(provider, flavor, usage)
+    amounts = extract(*shape, usage)
     if amounts is None or not _adds_up(usage, amounts):
         return UNKNOWN_USAGE
     tier = decode_string(captured.service_tier)
@@ -30,7 +33,33 @@ def told_usage(
         amounts,
         decode_string(captured.model),
         {"service_tier": tier} if tier else {},
+        told_cost_usd(usage) if tells_cost else None,
     )
+
+
+def told_cost_usd(usage: Mapping[str, Any]) -> Decimal | None:
+    """What the provider says that it charges; None: it does not say.
+
+    OpenRouter writes `cost` in credits, of which one is a US dollar, and with a key of the
+    customer's own (`is_byok`) what the model's provider charges beside it; Perplexity writes an
+    object with `total_cost`. From https://openrouter.ai/docs/use-cases/usage-accounting and
+    https://docs.perplexity.ai/api-reference/chat-completions-post.
+    """
+    cost = usage.get("cost")
+    if isinstance(cost, Mapping):
+        cost = cost.get("total_cost")
+    total = _usd(cost)
+    details = usage.get("cost_details")
+    if total is not None and usage.get("is_byok") is True and isinstance(details, Mapping):
+        total += _usd(details.get("upstream_inference_cost")) or 0
+    return total
+
+
+def _usd(value: Any) -> Decimal | None:
+    """A JSON number as the decimal that it was most likely written as."""
+    if type(value) not in (int, float) or not 0 <= value <= _USD_MAX:
+        return None
+    return Decimal(repr(value))
 
 
 def _adds_up(usage: Mapping[str, Any], amounts: dict[str, int]) -> bool:

@@ -1,0 +1,39 @@
+"""`api: azure`: OpenAI's models on Azure.
+
+From https://learn.microsoft.com/azure/ai-foundry/openai/reference: a call names a *deployment*, in
+its path or (under `/openai/v1`) as its `model`; the config says which model that is. A prompt that
+the content filter refuses (400) and a time-out (408) are billed.
+"""
+
+from extauthz.providers.base import UNBILLED_STATUS, Adapter
+from extauthz.providers.openai.dialect import Dialect
+from extauthz.providers.openai.endpoints import billed_endpoint, models
+from extauthz.providers.openai.refusals import refusal_body
+from extauthz.providers.openai.tiers import OPENAI_TIERS
+
+_DIALECT = Dialect(price_provider="azure", usage_shape=("azure", "chat"), tiers=OPENAI_TIERS)
+_DEPLOYMENT = r"/openai/deployments/(?P<model>[A-Za-z0-9][A-Za-z0-9._-]*)"
+_DATED = r"api-version=[A-Za-z0-9.-]+"
+_UNDATED = rf"({_DATED})?"
+
+AZURE = Adapter(
+    price_provider="azure",
+    endpoints=(
+        *(
+            billed_endpoint(name, _DEPLOYMENT, _DIALECT, query=_DATED)
+            for name in ("chat", "completions", "embeddings", "images", "speech")
+        ),
+        # Endpoints of one name are read alike, wherever the deployment is named.
+        *(
+            billed_endpoint(name, "/openai/v1", _DIALECT, query=_UNDATED)
+            for name in ("chat", "responses", "completions", "embeddings", "images", "speech")
+        ),
+        billed_endpoint("responses", "/openai", _DIALECT, query=_DATED),
+        models("/openai(/v1)?", query=_UNDATED),
+    ),
+    refusal_body=refusal_body,
+    credential_header="api-key",
+    credential_prefix="",
+    unbilled_status=UNBILLED_STATUS - {400},
+    names_deployments=True,
+)

@@ -1,0 +1,69 @@
+"""In what the servers that speak OpenAI's API differ, as far as it decides what a call can cost."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from extauthz.providers.base import RequestError
+from extauthz.reasons import Reason
+
+CAP_FIELDS = ("max_completion_tokens", "max_tokens")
+"""`max_tokens` is the older name."""
+
+_SEARCHES = re.compile(r"-search-(preview|api)|deep-research")
+"""These search the web on every call, and each search is billed beside the tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One server's version of the API; as it stands, OpenAI's own.
+
+    Attributes:
+        price_provider: the genai-prices id of its price list.
+        usage_shape: the genai-prices provider and flavor whose usage object a chat's is like.
+        cap_fields: the names under which it obeys an output cap, the best first. A cap under
+            another name bounds nothing.
+        asks_for_usage: whether it takes `stream_options`. Those that do not, end every stream with
+            the usage.
+        parameters: what it takes beyond OpenAI's own and is bounded by what stands in the request.
+        tiers: the values of `service_tier` that it knows; "": without any other than the default.
+        unbounded_models: models that bill more than tokens, or are chosen by the server.
+        tells_cost: whether `usage.cost` is what it charges, in USD.
+    """
+
+    price_provider: str = "openai"
+    usage_shape: tuple[str, str] = ("openai", "chat")
+    cap_fields: tuple[str, ...] = CAP_FIELDS
+    asks_for_usage: bool = True
+    parameters: frozenset[str] = frozenset()
+    tiers: frozenset[str] = frozenset()
+    unbounded_models: re.Pattern[str] = _SEARCHES
+    tells_cost: bool = False
+
+    def refuse_unbounded(self, model: str) -> None:
+        """Refuse a model that its tokens do not bound.
+
+        Raises:
+            RequestError: `unmetered_endpoint`.
+        """
+        if self.unbounded_models.search(model.lower()):
+            raise RequestError(
+                Reason.UNMETERED_ENDPOINT,
+                "this model searches the web, runs tools of its provider, or lets it choose the "
+                "model, which cannot be metered: use another one",
+            )
+
+
+def refuse_unknown(document: dict[str, Any], known: frozenset[str]) -> None:
+    """Refuse every parameter that is not known to be bounded by what stands in the request.
+
+    Raises:
+        RequestError: `unmetered_endpoint`; the text names no parameter, as a client could have
+            written a secret there.
+    """
+    if not known.issuperset(key for key, value in document.items() if value is not None):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            "the request has a parameter that cannot be metered: send the call without it. "
+            f"Those that can: {', '.join(sorted(known))}",
+        )

@@ -37,6 +37,7 @@ class Anthropic:
 
     provider = "anthropic"
     request_id_header = "request-id"
+    content_type = "application/json"
 
     def __init__(self, key: str) -> None:
         self._key = key

@@ -1,7 +1,7 @@
 """The sandbox's HTTP server: both providers' routes, and its own under `/_sandbox`."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -10,13 +10,28 @@ from extauthz.sandbox.anthropic import Anthropic
 from extauthz.sandbox.bill import Bill, Received
 from extauthz.sandbox.delivery import arrange, deliver
 from extauthz.sandbox.openai import OpenAI
+from extauthz.sandbox.openai_small import Completions, Embeddings, Images, Speech, moderation
 from extauthz.sandbox.prices import Model, PriceTable, Rates
+from extauthz.sandbox.responses import Responses
 from extauthz.sandbox.script import Script, ScriptError
 from extauthz.sandbox.wire import Call, Refusal, Wire, dumps, encode, parse_object
 
 DEFAULT_OPENAI_KEY = "sandbox-openai-key"
 DEFAULT_ANTHROPIC_KEY = "sandbox-anthropic-key"
 CLIENT_MAX_SIZE = 64 * 2**20
+
+OPENAI_PATHS: dict[str, type[OpenAI]] = {
+    "/chat/completions": OpenAI,
+    "/responses": Responses,
+    "/completions": Completions,
+    "/embeddings": Embeddings,
+    "/images/generations": Images,
+    "/audio/speech": Speech,
+}
+"""What OpenAI serves under `/v1`, and Azure under a deployment."""
+
+DEPLOYMENTS = {"my-gpt": "gpt-4o-mini", "my-embeddings": "text-embedding-3-small"}
+"""On Azure."""
 
 
 def create_app(
@@ -41,7 +56,17 @@ def create_app(
     control = _Control(providers)
     app.add_routes(
         [
-            web.post("/v1/chat/completions", providers.chat_completions),
+            *(
+                web.post(f"/v1{path}", providers.serve(wire(openai_key)))
+                for path, wire in OPENAI_PATHS.items()
+            ),
+            *(
+                web.post(f"{prefix}{path}", providers.serve(wire(openai_key, DEPLOYMENTS)))
+                for path, wire in OPENAI_PATHS.items()
+                for prefix in ("/openai/deployments/{deployment}", "/openai/v1")
+            ),
+            web.post("/v1/moderations", providers.moderations),
+            web.post("/v1/audio/transcriptions", providers.transcriptions),
             web.post("/v1/messages", providers.messages),
             web.get("/v1/models", providers.models),
             web.get("/v1/models/{id}", providers.models),
@@ -76,8 +101,28 @@ class _Providers:
         self.prices = PriceTable()
         self.script = Script()
 
-    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._complete(self.openai, request)
+    def serve(self, wire: Wire) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await self._complete(wire, request)
+
+        return handler
+
+    async def moderations(self, request: web.Request) -> web.StreamResponse:
+        return await self._uncounted(request, moderation())
+
+    async def transcriptions(self, request: web.Request) -> web.StreamResponse:
+        return await self._uncounted(request, dumps({"text": "What was said."}))
+
+    async def _uncounted(self, request: web.Request, text: str) -> web.StreamResponse:
+        """An answer that stands on no bill: it is free, or priced by the call elsewhere."""
+        received = self._receive(self.openai, request, await request.read())
+        request_id = self.openai.new_request_id()
+        try:
+            self.openai.authorize(request.headers)
+        except Refusal as refusal:
+            return _refuse(self.openai, received, refusal, request_id)
+        received.status = 200
+        return web.json_response(text=text)
 
     async def messages(self, request: web.Request) -> web.StreamResponse:
         return await self._complete(self.anthropic, request)
@@ -120,7 +165,8 @@ class _Providers:
         if script.latency_ms:
             await asyncio.sleep(script.latency_ms / 1000)
         stream = call.stream and script.status == 200
-        kind = "text/event-stream; charset=utf-8" if stream else "application/json"
+        kind = wire.content_type if script.status == 200 else "application/json"
+        kind = "text/event-stream; charset=utf-8" if stream else kind
         headers = {"content-type": kind, wire.request_id_header: request_id}
         response = web.StreamResponse(status=script.status, headers=headers)
         parts = _parts(wire, call, script, request_id)
@@ -135,7 +181,10 @@ class _Providers:
             script = self.script.with_headers(request.headers.items())
         except ScriptError as error:
             raise Refusal(400, str(error), code="sandbox_script") from None
-        return wire.parse(parse_object(body), self.prices, script), script
+        document = parse_object(body)
+        if deployment := request.match_info.get("deployment"):
+            document["model"] = deployment
+        return wire.parse(document, self.prices, script), script
 
     def _describe(self, wire: Wire, name: str | None) -> str:
         if name is None:

@@ -28,28 +28,36 @@ class OpenAI:
 
     provider = "openai"
     request_id_header = "x-request-id"
+    content_type = "application/json"
 
-    def __init__(self, key: str) -> None:
-        self._authorization = f"Bearer {key}"
+    def __init__(self, key: str, deployments: Mapping[str, str] | None = None) -> None:
+        """On Azure, calls name one of the `deployments`, and the key has a header of its own."""
+        self._key = key
+        self._deployments = deployments
+
+    def model_behind(self, name: str) -> str:
+        """The model that a request names; on Azure it names a deployment."""
+        return name if self._deployments is None else self._deployments.get(name, "")
 
     def new_request_id(self) -> str:
         """An id as this provider makes them."""
         return f"req_{token(32)}"
 
     def authorize(self, headers: Mapping[str, str]) -> None:
-        """Ask for `authorization: Bearer <key>`."""
-        given = headers.get("authorization")
+        """Ask for `authorization: Bearer <key>`, on Azure for `api-key: <key>`."""
+        azure = self._deployments is not None
+        given = headers.get("api-key" if azure else "authorization")
         if given is None:
             raise Refusal(401, "You didn't provide an API key.")
-        if given != self._authorization:
+        if given != (self._key if azure else f"Bearer {self._key}"):
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
 
     def parse(self, body: dict[str, Any], prices: PriceTable, script: Script) -> Call:
         """Refuse, or say what the request will use."""
         if not isinstance(name := body.get("model"), str):
             raise Refusal(400, "you must provide a model parameter", param="model")
-        if (model := prices.find(self.provider, name)) is None:
-            raise _no_model(name)
+        if (model := prices.find(self.provider, self.model_behind(name))) is None:
+            raise no_model(name)
         if not isinstance(messages := body.get("messages"), list) or not messages:
             raise Refusal(400, "Missing required parameter: 'messages'.", param="messages")
         stream = flag(body, "stream")
@@ -57,6 +65,8 @@ class OpenAI:
         if options is not None and not (stream and isinstance(options, dict)):
             text = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
             raise Refusal(400, text, param="stream_options")
+        if options is not None and script.always_usage:
+            raise Refusal(422, "Extra inputs are not permitted", param="stream_options")
         choices = whole_number(body, "n") or 1
         most = _cap(body, model)
         each = min(script.output_tokens, most)
@@ -78,7 +88,8 @@ class OpenAI:
             capped=each < script.output_tokens,
             stream=stream,
             choices=choices,
-            include_usage=options is not None and flag(options, "include_usage"),
+            include_usage=script.always_usage
+            or (options is not None and flag(options, "include_usage")),
         )
 
     def answer(self, call: Call, script: Script) -> str:
@@ -98,7 +109,7 @@ class OpenAI:
         ]
         completion = _head(call, "chat.completion") | {"choices": choices}
         if script.ending != "no-usage":
-            completion["usage"] = _usage(call.usage)
+            completion["usage"] = chat_usage(call.usage)
         completion |= {"service_tier": "default", "system_fingerprint": _FINGERPRINT}
         return dumps(completion)
 
@@ -131,7 +142,7 @@ class OpenAI:
         events += [chunk(index, delta) for delta in deltas for index in everyone]
         events += [chunk(index, {}, _finish_reason(call, script)) for index in everyone]
         if with_usage:
-            events.append(Event(dumps(head | {"choices": [], "usage": _usage(call.usage)})))
+            events.append(Event(dumps(head | {"choices": [], "usage": chat_usage(call.usage)})))
         return [*events, Event("[DONE]")]
 
     def error(self, refusal: Refusal, request_id: str) -> str:
@@ -160,7 +171,8 @@ class OpenAI:
         return {"object": "list", "data": [self.model(name) for name in names]}
 
 
-def _no_model(name: str) -> Refusal:
+def no_model(name: str) -> Refusal:
+    """The provider has no such model."""
     text = f"The model `{name}` does not exist or you do not have access to it."
     return Refusal(404, text, code="model_not_found")
 
@@ -207,7 +219,8 @@ def _finish_reason(call: Call, script: Script) -> str:
     return "stop" if script.tool_input is None else "tool_calls"
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def chat_usage(usage: Usage) -> dict[str, Any]:
+    """The `usage` of a chat completion."""
     prompt = usage.input + usage.cached
     return {
         "prompt_tokens": prompt,

@@ -117,6 +117,14 @@ def _published() -> Iterator[Model]:
     ):
         price = per_million(input=rates[0], cached=rates[1], output=rates[2])
         yield Model("openai", name, f"{name}-{date}", price, most, reasoning=name == "gpt-5")
+    # (speech is sold by the million characters)
+    for name, given, made in (
+        ("gpt-3.5-turbo-instruct", "1.50", "2.00"),
+        ("text-embedding-3-small", "0.02", "0"),
+        ("gpt-image-1", "5.00", "40.00"),
+        ("tts-1", "15.00", "0"),
+    ):
+        yield Model("openai", name, name, per_million(input=given, output=made))
 
     def claude(usd: tuple[str, str, str, str, str]) -> Rates:
         given, write_5m, write_1h, read, output = usd

@@ -45,6 +45,8 @@ class Script:
         billed_error: Such an error is billed like a whole call.
         tool_input: Raw JSON of an object: the answer is a tool call with this input.
         pad_bytes: Size of the content, in place of `response_text`.
+        always_usage: A stream ends with its usage whether or not it was asked for, and one that
+            asks is refused: so do some that speak OpenAI's API.
         delta_usage: Whether Anthropic's message_delta repeats the input side of the usage.
     """
 
@@ -66,6 +68,7 @@ class Script:
     newline: str = "lf"
     content_encoding: str = "identity"
     delta_usage: str = "full"
+    always_usage: bool = False
 
     def with_settings(self, settings: Mapping[str, Any]) -> Self:
         """A copy with some settings changed; None brings back a setting's first value.
@@ -113,7 +116,7 @@ def _read(name: str, value: Any) -> Any:
         raise ScriptError(f"{name}: {value!r} is not a whole number") from None
     if number < (1 if name == "chunks" else 0):
         raise ScriptError(f"{name}: {number} is too small")
-    return bool(number) if name == "billed_error" else number
+    return bool(number) if isinstance(_DEFAULTS[name], bool) else number
 
 
 def _read_tool_input(value: Any) -> str:

@@ -55,6 +55,7 @@ class Wire(Protocol):
 
     provider: str
     request_id_header: str
+    content_type: str  # of an answer that is no stream
 
     def new_request_id(self) -> str:
         """An id as this provider makes them."""

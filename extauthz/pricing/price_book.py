@@ -173,13 +173,13 @@ class PriceBook:
 
         A model that the config prices keeps that price under whatever name it is served (a
         snapshot's, or the one behind an alias) unless the config prices that name too. A served
-        name without any price is charged as the model that was asked for.
+        name without a price but a fallback is charged as the model that was asked for.
         """
         asked = self.find(provider, source_id, requested)
         if served is None or served == requested:
             return asked
         answered = self.find(provider, source_id, served)
-        if answered is None:
+        if answered is None or (asked and answered.own and answered.own.fallback):
             return asked
         own_of_asked = asked is not None and asked.own
         return asked if own_of_asked and not answered.own else answered

@@ -44,6 +44,7 @@ class _Server:
 
 
 _OLDER_CAP = ("max_tokens",)
+_OLDER_CAP_FIRST = ("max_tokens", "max_completion_tokens")
 _TABLE = {
     # Rejects what it does not know, `stream_options` too (422); ends each stream with the usage.
     # https://docs.mistral.ai/api/
@@ -101,6 +102,7 @@ _TABLE = {
         Dialect(
             price_provider="fireworks",
             usage_shape=("fireworks", "chat"),
+            cap_fields=_OLDER_CAP_FIRST,
             parameters=_SAMPLING
             | {"context_length_exceeded_behavior", "prompt_truncate_len", "raw_output"},
         ),
@@ -114,6 +116,7 @@ _TABLE = {
         Dialect(
             price_provider="openrouter",
             usage_shape=("openrouter", "chat"),
+            cap_fields=_OLDER_CAP_FIRST,
             parameters=_SAMPLING | {"include_reasoning", "top_a", "usage"},
             unbounded_models=re.compile("^openrouter/|:online|:nitro|:exacto|deep-research|sonar"),
             tells_cost=True,

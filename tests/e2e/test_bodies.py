@@ -56,7 +56,8 @@ def long_chat(size: int, **fields: Any) -> bytes:
 
 ODD = (
     b'\r\n\t {"max_tokens" :50 , "temperature":1.0e0,"seed":9007199254740993,"top_p":1E-0,\n'
-    b'"z":[-0,0.10,1e5,123456789012345678901234567890], "a":{"b":1,"a":[[],{},[[]]]},"":"",'
+    b'"stop":[-0,0.10,1e5,123456789012345678901234567890], "metadata":{"b":1,"a":[[],{},[[]]],'
+    b'"":""},'
     b'"messages":[{"content":"h\\u00e9\\/\\ud83d\\ude00 \xc3\xa9 \xf0\x9f\x98\x80 \x7f \\n","role" '
     b':"user"}],   "model":"gpt\\u002d4o-mini" }\n \t'
 )

@@ -89,7 +89,7 @@ def test_a_key_is_read_from_wherever_an_sdk_puts_it(
         {"authorization": "Bearer "},
         {"authorization": "Basic dXNlcjpwYXNz"},
         {"x-api-key": ""},
-        {"api-key": key_of("bot")},
+        {"x-auth-token": key_of("bot")},
         {"x_api_key": key_of("bot")},
         {"cookie": f"authorization={key_of('bot')}"},
         bearer("xa_nobody_has_this_key"),

@@ -136,7 +136,7 @@ def refused(reason: str, client: Client, sidecar: Sidecar, name: str) -> None:
     """Make the call that is refused for this reason."""
     if reason == "unmetered_endpoint":
         if isinstance(client, openai.OpenAI):
-            client.embeddings.create(model="text-embedding-3-small", input="hi")
+            client.batches.list()
         else:
             client.messages.batches.list()
     elif reason == "unpriced_model":
@@ -335,8 +335,11 @@ def test_a_path_to_no_provider_is_refused(sidecar: Sidecar, provider: str) -> No
 
 
 UNMETERED = {
-    "embeddings": ("POST", "/openai/v1/embeddings"),
-    "responses": ("POST", "/openai/v1/responses"),
+    "assistants": ("POST", "/openai/v1/assistants"),
+    "a stored response": ("GET", "/openai/v1/responses/resp_1"),
+    "uploaded sound": ("POST", "/openai/v1/audio/transcriptions"),
+    "uploaded images": ("POST", "/openai/v1/images/edits"),
+    "a realtime session": ("POST", "/openai/v1/realtime/sessions"),
     "files": ("GET", "/openai/v1/files"),
     "another method": ("PUT", CHAT),
     "listing stored completions": ("GET", CHAT),

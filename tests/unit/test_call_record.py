@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extauthz.money import AMOUNT_MAX
+from extauthz.providers import ADAPTERS
 from extauthz.service.call_record import CallRecord, HeldPart, RecordError
 
 text = st.text(max_size=30)
@@ -24,6 +25,7 @@ records = st.builds(
     settle_horizon_ms=st.integers(0, 2**53),
     estimate_nanousd=st.integers(0, AMOUNT_MAX),
     parts=parts,
+    endpoint=text,
 )
 RECORD = CallRecord(
     "id", "d", "org", "bot", "openai", "gpt-4o", 1, 5, 2, (HeldPart("k", "usd", 3, 4),)
@@ -70,6 +72,17 @@ def test_what_is_no_record_of_this_version_is_an_error_and_no_other(other):
 def test_no_other_json_is_taken_for_a_record(value):
     with pytest.raises(RecordError):
         CallRecord.from_json(json.dumps(value))
+
+
+def test_a_record_from_before_there_were_several_endpoints_is_of_the_main_one():
+    older = json.loads(RECORD.to_json())
+    del older["endpoint"]
+    record = CallRecord.from_json(json.dumps(older))
+    assert record.endpoint == ""
+    for api, main in (("openai", "chat"), ("anthropic", "messages")):
+        endpoint = ADAPTERS[api].endpoint(record.endpoint)
+        assert endpoint is not None
+        assert endpoint.name == main
 
 
 def test_the_unchanged_record_of_these_tests_is_one():

@@ -217,6 +217,15 @@ def test_a_fallback_price_counts_only_where_nothing_else_prices_the_model():
     }
 
 
+def test_a_fallback_price_never_counts_for_a_name_that_was_only_served():
+    book = PriceBook([OwnPrice("openai", "*", Decimal(50), Decimal(100), fallback=True)])
+    settled = book.settled_at("openai", "openai", "gpt-4o", "nobody-knows-this-snapshot")
+    assert settled is book.find("openai", "openai", "gpt-4o")
+    both = book.settled_at("openai", "openai", "nobody-knows-this", "nor-that")
+    assert both is not None
+    assert both.own is not None
+
+
 def test_a_cost_is_worked_out_by_hand():
     report = UsageReport(
         Exactness.EXACT,

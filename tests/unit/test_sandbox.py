@@ -429,7 +429,7 @@ REFUSED = {
     "no cap": (MESSAGES_PATH, MESSAGE | {"max_tokens": None}, ANTHROPIC_HEADERS, 400),
     "too high a cap": (MESSAGES_PATH, MESSAGE | {"max_tokens": 64001}, ANTHROPIC_HEADERS, 400),
     "another's model": (MESSAGES_PATH, MESSAGE | {"model": "gpt-4o"}, ANTHROPIC_HEADERS, 404),
-    "an unknown path": ("/v1/embeddings", CHAT, OPENAI_HEADERS, 404),
+    "an unknown path": ("/v1/assistants", CHAT, OPENAI_HEADERS, 404),
 }
 ERROR_TYPES = {
     (MESSAGES_PATH, 401): "authentication_error",

@@ -36,7 +36,7 @@ _REQUEST_ID = f"%DYNAMIC_METADATA({CALL_NAMESPACE}:{REQUEST_ID_KEY})%"
 """What to look for in the access logs; null for what was refused before any filter saw it."""
 
 _DEFAULT_API = "openai"
-"""The shape for requests without a route, and for providers whose API has no adapter."""
+"""The shape for requests without a route, and that of all who speak OpenAI's API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def local_replies(settings: EnvoySettings) -> LocalReplyConfig:
     for reply in _replies(settings):
         for api, adapter in ADAPTERS.items():
             routes = [provider.name for provider in settings.providers if provider.api == api]
-            if routes and api != _DEFAULT_API:
+            if routes and adapter.refusal_body is not ADAPTERS[_DEFAULT_API].refusal_body:
                 when = f"{reply.when} && xds.route_name in {_list(routes)}"
                 mappers.append(_mapper(reply, when, adapter))
         mappers.append(_mapper(reply, reply.when, ADAPTERS[_DEFAULT_API]))

@@ -41,10 +41,12 @@ CONTRIVED: dict[str, Callable[[], bytes]] = {
     ),
     "30 MB of quotes": lambda: b'{"' + b'"' * 30 * MB,
     "30 MB of backslashes": lambda: _HEAD + b'"stream":true,"user":"' + b"\\" * 30 * MB + b'"}',
-    "30 MB of colons": lambda: _HEAD + b'"stream":true,"x":"' + b":" * 30 * MB + b'","y":{}}',
-    "30 MB of blanks": lambda: _HEAD + b" " * 30 * MB + b'"x":1}',
+    "30 MB of colons": lambda: (
+        _HEAD + b'"stream":true,"user":"' + b":" * 30 * MB + b'","metadata":{}}'
+    ),
+    "30 MB of blanks": lambda: _HEAD + b" " * 30 * MB + b'"seed":1}',
     "numbers without end": lambda: _HEAD + b'"seed":' + b"9" * 30 * MB + b"}",
-    "2 million numbers": lambda: _HEAD + b'"x":[' + b"0.1234567890123," * 1_900_000 + b"0]}",
+    "2 million numbers": lambda: _HEAD + b'"stop":[' + b"0.1234567890123," * 1_900_000 + b"0]}",
     "30 MB of zeros": lambda: b"\0" * 30 * MB,
 }
 

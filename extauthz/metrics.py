@@ -169,6 +169,24 @@ class Metrics:
             "Reservations that were charged because nothing told how their call ended.",
             registry=self.registry,
         )
+        self.books_unsealed_rows = Gauge(
+            "extauthz_books_unsealed_rows",
+            "Rows of the books that are in the store only, and not archived yet.",
+            ("org",),
+            registry=self.registry,
+        )
+        self.books_sealed_seq = Gauge(
+            "extauthz_books_sealed_seq",
+            "The last row that is archived.",
+            ("org",),
+            registry=self.registry,
+        )
+        self.books_archiving = Gauge(
+            "extauthz_books_archiving",
+            "1 if this service archives the org's rows; 0 if another one does, or none can.",
+            ("org",),
+            registry=self.registry,
+        )
         self.primary_changes = Gauge(
             "extauthz_store_primary_changes_total",
             "Times the store's primary was another one: acknowledged writes may have been lost.",

@@ -34,7 +34,9 @@ from extauthz.config import load
 from extauthz.identity import hash_key
 from extauthz.ledger import Row
 from extauthz.sandbox import Sandbox, start_sandbox
+from extauthz.server.archives import archives_of
 from extauthz.server.serve import store_url
+from extauthz.service.books import all_rows
 from extauthz.store.redis import RedisStore
 
 CREDENTIALS = {
@@ -242,13 +244,14 @@ class Sidecar:
         raise LookupError(agent_name)
 
     def rows(self, org: str = "default") -> list[Row]:
-        """The org's books, as far as they still stand in the store."""
+        """The org's books, archived or not."""
         config = load(self.config_path)
 
         async def read() -> list[Row]:
             store = RedisStore.from_url(store_url(config))
             try:
-                return await store.rows(org, 0, 1_000_000)
+                archive = archives_of(config)(org)
+                return [row async for row in all_rows(archive, store, org)]
             finally:
                 await store.close()
 

@@ -20,6 +20,12 @@ def archives_of(config: Config) -> Callable[[str], Archive]:
     return lambda org: Archive(ArchiveDirectory(directory / org), Chain(org, key))
 
 
+def books_key_variables(config: Config) -> set[str]:
+    """The environment variables that only who writes the books may see."""
+    key = config.books.key
+    return {key.env} if key and key.env else set()
+
+
 def _key(config: Config) -> bytes | None:
     place = config.books.key
     if place is None:

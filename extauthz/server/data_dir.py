@@ -117,7 +117,7 @@ class DataDir:
             )
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in ("run", "store", "envoy", "envoy/secrets"):
+            for folder in ("run", "store", "books", "envoy", "envoy/secrets"):
                 (self.root / folder).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise self._unusable(error) from error

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from pathlib import Path
@@ -18,9 +19,12 @@ from extauthz.admin.http import AdminServer
 from extauthz.config import Config, ConfigError, load, policies_of, prices_of
 from extauthz.config.values import Address
 from extauthz.errors import OperatorError
+from extauthz.ids import uuid7
 from extauthz.metrics import Metrics
+from extauthz.server.archives import archives_of
 from extauthz.server.data_dir import OWNER_ONLY, DataDir
 from extauthz.server.in_force import InForceError, take_over
+from extauthz.service.archiver import Archiver
 from extauthz.service.authorize import Authorizer
 from extauthz.service.background import AbandonQueue, ExpiryLoop
 from extauthz.service.reconcile import Reconciler
@@ -49,6 +53,7 @@ _FIXED = (
     "store",
     "data_dir",
     "listen",
+    "books",
     "providers",
     "timeouts",
     # Envoy's bootstrap is made from these: how long it waits for Check, how often it tells of open
@@ -111,6 +116,14 @@ class Service:
             self._observer.expired,
             backlog=lambda: self._spool.depth + self._follower.backlog,
         )
+        self._archiver = Archiver(
+            lambda: self._rules.policies.all_orgs,
+            self._store,
+            archives_of(config),
+            clock,
+            self._metrics,
+            holder=f"{socket.gethostname()} {uuid7(clock())}",
+        )
         self._admin = AdminServer(
             self._rules,
             self._store,
@@ -131,6 +144,7 @@ class Service:
             await self._store.check_ready()
         except StoreError as error:
             raise StartError(f"store: {error}") from error
+        await self._archiver.begin()
         runners = [
             await _listen(self._admin.metrics_app(), self._config.listen.metrics, "metrics"),
             await _listen(self._admin.admin_app(), self._config.listen.admin, "admin"),
@@ -142,6 +156,7 @@ class Service:
             asyncio.create_task(_forever(self._abandoned.run), name="abandon"),
             asyncio.create_task(_forever(self._sink.replay), name="replay"),
             asyncio.create_task(_forever(self._follower.run), name="reconcile"),
+            asyncio.create_task(_forever(self._archiver.run), name="archive"),
         ]
         log.info("ready: Check and sink listen in %s", self._data_dir.root / "run")
         await stop.wait()
@@ -156,6 +171,7 @@ class Service:
         await asyncio.gather(*background, return_exceptions=True)
         with contextlib.suppress(StoreError):
             await self._abandoned.drain()
+        await self._archiver.finish()
         await self._reader.stop()
         self._spool.close()
         await self._store.close()
@@ -196,8 +212,8 @@ class Service:
         health = HealthServicer()
         server.add_generic_rpc_handlers((self._check.handler(), self._sink.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        for socket in (self._data_dir.check_socket, self._data_dir.sink_socket):
-            server.add_insecure_port(f"unix:{socket}")
+        for path in (self._data_dir.check_socket, self._data_dir.sink_socket):
+            server.add_insecure_port(f"unix:{path}")
         for name in ("", check.SERVICE, access_log.SERVICE):
             await health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await server.start()

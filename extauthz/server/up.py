@@ -19,6 +19,7 @@ import aiohttp
 from extauthz.bootstrap import arguments, render
 from extauthz.config import Config, ConfigError
 from extauthz.config.values import Address
+from extauthz.server.archives import books_key_variables
 from extauthz.server.children import Child, environment_without
 from extauthz.server.data_dir import OWNER_ONLY, DataDir
 from extauthz.server.envoy import (
@@ -175,7 +176,8 @@ class Sidecar:
         return Child(
             "envoy",
             [str(envoy_binary()), *arguments(self._settings, path)],
-            dict(os.environ),
+            # Who writes the books is the service.
+            environment_without(books_key_variables(self._config)),
             self._envoy_admin.is_ready,
             log_file=self._data_dir.root / "envoy.log",
             held_open=self._held_open,

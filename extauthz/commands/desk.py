@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from extauthz.archive import Archive
 from extauthz.config import Config, load, policies_of
 from extauthz.errors import OperatorError
 from extauthz.ids import uuid7
@@ -23,7 +24,7 @@ from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
 from extauthz.policies import Budget, Policies, Unit
 from extauthz.service.lines import NEVER_MS
 from extauthz.service.rules import Clock, system_clock
-from extauthz.store.base import LedgerStore, StoreError, StoreUnavailableError
+from extauthz.store.base import StoreError, StoreUnavailableError
 from extauthz.store.redis import RedisStore
 
 _COMMAND_TIMEOUT_S = 5.0
@@ -36,11 +37,12 @@ class CommandError(OperatorError):
 
 @dataclass(slots=True)
 class Desk:
-    """One command's view: the policies of the file, the store, and the time."""
+    """One command's view: the policies of the file, the store with its archives, and the time."""
 
     policies: Policies
-    store: LedgerStore
+    store: RedisStore
     clock: Clock
+    archive_of: Callable[[str], Archive]
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
@@ -124,6 +126,7 @@ def run_at_desk(work: Work) -> Callable[[argparse.Namespace], None]:
 
 
 async def _run(work: Work, options: argparse.Namespace, config: Config) -> None:
+    from extauthz.server.archives import archives_of, expect_archived  # noqa: PLC0415 - below
     from extauthz.server.data_dir import DataDir  # noqa: PLC0415 - as below
     from extauthz.server.in_force import as_recorded  # noqa: PLC0415 - as below
     from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
@@ -134,8 +137,10 @@ async def _run(work: Work, options: argparse.Namespace, config: Config) -> None:
         command_timeout_s=_COMMAND_TIMEOUT_S,
         wait_replicas=config.store.wait_replicas,
     )
+    archive_of = archives_of(config)
+    expect_archived(store, archive_of, policies.all_orgs)
     try:
-        await work(Desk(policies, store, system_clock), options)
+        await work(Desk(policies, store, system_clock, archive_of), options)
     except StoreUnavailableError as error:
         raise StoreError(f"{error} (the embedded store runs with 'extauthz up')") from error
     except ClockSkewError as error:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from extauthz.commands import audit
 from extauthz.config import load
 from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
 
@@ -12,6 +13,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     """Add the command to the command line."""
     ledger = commands.add_parser("ledger", help="correct what a call was charged")
     kinds = ledger.add_subparsers(required=True, metavar="COMMAND")
+    audit.add_rebuild_to(kinds)
     adjust = kinds.add_parser(
         "adjust", help="settle a reservation that a lease has charged at what the call did cost"
     )

@@ -1,11 +1,12 @@
 """From the config to the archives of its orgs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from extauthz.archive import Archive, ArchiveDirectory, ArchiveError, Chain
 from extauthz.config import Config
 from extauthz.server.data_dir import DataDir
+from extauthz.store.base import LedgerStore
 
 _KEY_BYTES_MIN = 32
 
@@ -47,3 +48,16 @@ def _key(config: Config) -> bytes | None:
             "for instance of 'openssl rand -hex 32'"
         )
     return key
+
+
+def expect_archived(
+    store: LedgerStore, archive_of: Callable[[str], Archive], orgs: Iterable[str]
+) -> None:
+    """Let no command open books anew of which rows were archived: the store has lost them then."""
+    for org in orgs:
+        try:
+            has_rows = archive_of(org).last_seq > 0
+        except ArchiveError:
+            has_rows = True
+        if has_rows:
+            store.expect_books(org)

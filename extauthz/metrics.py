@@ -187,6 +187,24 @@ class Metrics:
             ("org",),
             registry=self.registry,
         )
+        self.ledger_drift_usd = Gauge(
+            "extauthz_ledger_drift_usd",
+            "By how much counters differ from what the books say, all added up, at the last audit.",
+            ("org",),
+            registry=self.registry,
+        )
+        self.ledger_audit_findings = Gauge(
+            "extauthz_ledger_audit_findings",
+            "Counters that the last audit found to differ, in any unit, and faults in the books.",
+            ("org",),
+            registry=self.registry,
+        )
+        self.ledger_audited_seconds = Gauge(
+            "extauthz_ledger_audited_timestamp_seconds",
+            "When the last audit ended.",
+            ("org",),
+            registry=self.registry,
+        )
         self.primary_changes = Gauge(
             "extauthz_store_primary_changes_total",
             "Times the store's primary was another one: acknowledged writes may have been lost.",

@@ -263,6 +263,8 @@ class BooksBlock(_Block):
     """The archive of the books; with a key, only who has it can write a line that fits."""
 
     key: SecretBlock | None = None
+    audit_every: DurationMs = 300_000
+    """0: never"""
 
 
 class TimeoutsBlock(_Block):

@@ -22,6 +22,7 @@ from extauthz.errors import OperatorError
 from extauthz.ids import uuid7
 from extauthz.metrics import Metrics
 from extauthz.server.archives import archives_of
+from extauthz.server.audits import AuditTimer
 from extauthz.server.data_dir import OWNER_ONLY, DataDir
 from extauthz.server.in_force import InForceError, take_over
 from extauthz.service.archiver import Archiver
@@ -124,6 +125,7 @@ class Service:
             self._metrics,
             holder=f"{socket.gethostname()} {uuid7(clock())}",
         )
+        self._audits = AuditTimer(config_path, config.books.audit_every / 1000, self._metrics)
         self._admin = AdminServer(
             self._rules,
             self._store,
@@ -157,6 +159,7 @@ class Service:
             asyncio.create_task(_forever(self._sink.replay), name="replay"),
             asyncio.create_task(_forever(self._follower.run), name="reconcile"),
             asyncio.create_task(_forever(self._archiver.run), name="archive"),
+            asyncio.create_task(self._audits.run(), name="audit"),
         ]
         log.info("ready: Check and sink listen in %s", self._data_dir.root / "run")
         await stop.wait()

@@ -28,7 +28,8 @@ def sidecar() -> Iterator[Sidecar]:
     agents: dict[str, Any] = {}
     for name in AGENTS:
         agents |= agent(name, "1000.00")
-    with running_sidecar(agents=agents, defaults={"hold_wait": "100ms"}) as running:
+    books = {"audit_every": "2s"}
+    with running_sidecar(agents=agents, defaults={"hold_wait": "100ms"}, books=books) as running:
         yield running
 
 
@@ -115,6 +116,7 @@ def test_a_counter_that_was_tampered_with_is_told_in_usd_and_repaired(sidecar: S
         store.hincrby(key, "spent", -1_000_000)
 
     found = extauthz(sidecar, "audit")
+    until(lambda: sidecar.metric("extauthz_ledger_drift_usd", org="default") == 0.001, 60)
     repaired = extauthz(sidecar, "audit", "--repair", "--reason", "somebody had been at it")
     after = extauthz(sidecar, "audit")
 
@@ -124,6 +126,7 @@ def test_a_counter_that_was_tampered_with_is_told_in_usd_and_repaired(sidecar: S
     assert "set right" in repaired.stdout
     assert after.returncode == 0
     assert sidecar.balance("tampered") == before
+    until(lambda: sidecar.metric("extauthz_ledger_drift_usd", org="default") == 0, 60)
 
 
 def test_after_a_flush_nothing_is_let_through_until_the_ledger_is_rebuilt(

@@ -50,7 +50,9 @@ class Courier:
         return replies
 
     async def in_own_task(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Cancelling the caller stops the waiting, not the work."""
+        """Cancelling the caller stops the waiting, not the work; nor does `close`."""
+        if asyncio.current_task() in self._tasks:
+            return await work()  # a part of what is under way
         if self._is_closed:
             raise StoreUnavailableError(
                 f"the store at {self.topology.place} was closed by this process"

@@ -134,8 +134,7 @@ class RedisStore:
 
     async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
         """See `LedgerStore`."""
-        await self._open_books(command.org, command.at_ms)
-        id_, status, *rest = await self._run(reserve_call(command, self._wait))
+        id_, status, *rest = await self._write(reserve_call(command, self._wait), command.at_ms)
         if self._wait is not None:
             check_replicas(self._wait.replicas, id_, status, int(rest.pop()))
         if status == "ended":
@@ -158,11 +157,13 @@ class RedisStore:
 
     async def settle(self, command: Settle) -> Ending:
         """See `LedgerStore`."""
-        await self._open_books(command.org, command.at_ms)
-        return ending(await self._run(settle_call(command)))
+        return ending(await self._write(settle_call(command), command.at_ms))
 
     async def settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
         """See `LedgerStore`."""
+        return await self._courier.in_own_task(lambda: self._settle_many(commands))
+
+    async def _settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
         calls: list[Call] = []
         refused: dict[int, Exception] = {}
         for at, command in enumerate(commands):
@@ -181,9 +182,7 @@ class RedisStore:
 
     async def release(self, command: Release) -> Ending:
         """See `LedgerStore`."""
-        call = release_call(command)
-        await self._open_books(command.org, command.at_ms)
-        return ending(await self._run(call))
+        return ending(await self._write(release_call(command), command.at_ms))
 
     async def renew(self, command: Renew) -> bool:
         """See `LedgerStore`."""
@@ -212,8 +211,8 @@ class RedisStore:
 
     async def override(self, command: Override) -> Applied:
         """See `LedgerStore`."""
-        await self._open_books(command.org, command.at_ms)
-        id_, applied, *rest = await self._run(override_call(command, self._wait))
+        call = override_call(command, self._wait)
+        id_, applied, *rest = await self._write(call, command.at_ms)
         if self._wait is not None:
             check_replicas(self._wait.replicas, id_, applied, int(rest.pop()))
         return Applied(applied)
@@ -329,6 +328,15 @@ class RedisStore:
             raise ClockSkewError(SKEW)
         records = await self._courier.read(org, *(("HGETALL", record_key(org, id_)) for id_ in ids))
         return [(id_, counters(record)) for id_, record in zip(ids, records, strict=True)]
+
+    async def _write(self, call: Call, at_ms: int) -> list[str]:
+        """Run a script on books that are open: one task, so that nobody leaves between the two."""
+
+        async def work() -> list[str]:
+            await self._open_books(call.org, at_ms)
+            return await self._run(call)
+
+        return await self._courier.in_own_task(work)
 
     async def _run(self, call: Call) -> list[str]:
         (answer,) = await self._courier.run([call])

@@ -11,6 +11,9 @@ from extauthz.store.base import LedgerStore
 from extauthz.store.memory import MemoryStore
 from extauthz.store.redis import RedisStore
 
+PATIENT_S = 30
+"""For tests of what a store does, not of what a busy machine keeps it from doing in time."""
+
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Server]:
@@ -58,7 +61,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[LedgerStore]:
         return
     fixtures = {"redis": "redis_7", "sentinel": "sentinels"}
     servers = request.getfixturevalue(fixtures.get(request.param, request.param))
-    redis_store = RedisStore.from_url(servers.url)
+    redis_store = RedisStore.from_url(servers.url, command_timeout_s=PATIENT_S)
     yield redis_store
     await redis_store.close()
 
@@ -73,7 +76,7 @@ def any_server(request: pytest.FixtureRequest) -> Server:
 @pytest.fixture
 async def redis_store(any_server: Server) -> AsyncIterator[RedisStore]:
     """A `RedisStore` on each real server in turn."""
-    store = RedisStore.from_url(any_server.url)
+    store = RedisStore.from_url(any_server.url, command_timeout_s=PATIENT_S)
     yield store
     await store.close()
 

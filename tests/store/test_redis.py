@@ -51,8 +51,9 @@ async def test_an_ended_reservation_shrinks_and_is_forgotten_at_the_horizon(
     command = {"settle": call.settle, "release": call.release, "expire": call.expire}[end]
     await tell(redis_store, command(at_ms=at_ms, horizon_ms=DAY_MS))
 
-    counters = {"k1", "k2", "f1", "f2"}  # a settlement may still come for what was not settled
-    kept = {"state", "charged"} | (set() if end == "settle" else counters)
+    # A settlement may still come for what was not settled.
+    kept = {"state", "charged", "cost"}
+    kept |= set() if end == "settle" else {"k1", "k2", "f1", "f2", "p"}
     kept |= {"charged_at"} if end == "expire" else set()
     assert set(client.hkeys(key)) == kept
     assert client.pexpiretime(key) == at_ms + DAY_MS

@@ -1,10 +1,12 @@
-#!lua
+#!lua flags=allow-oom
 -- Open the books of an org: nothing is written into a store that has none.
 --
 -- KEYS  1, 2 not used, 3 rows, 4 unconfirmed
 -- ARGV  1 id, 2 at_ms, 3 number of the first row, 4 its outcome: opened | repair, 5 particulars
 -- Reply {id, "opened" | "open"}
 --       {id, "clock_skew"}
+--
+-- allow-oom: endings are written even into a store that is full, by whoever has just started, too.
 
 local id, at_ms = ARGV[1], ARGV[2]
 assert(#ARGV == 5, 'five arguments')

@@ -23,6 +23,8 @@ INLINE_BYTES_MAX = 64 * 1024
 
 _READERS = 2
 _READ_SECONDS_MAX = 1.5
+"""Well before Envoy gives up its Check: whoever sent the body is told why it is refused."""
+
 _HEADER = struct.Struct("!II")
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class BodyReader:
     """The service's `RequestReader`."""
 
     readers: int = _READERS
+    read_seconds_max: float = _READ_SECONDS_MAX
     _idle: asyncio.Queue[_Reader] = field(default_factory=asyncio.Queue)
     _all: list[_Reader] = field(default_factory=list)
     _busy: Counter[str] = field(default_factory=Counter)
@@ -110,7 +113,7 @@ class BodyReader:
         try:
             reader = await self._idle.get()
             interrupted = True
-            async with asyncio.timeout(_READ_SECONDS_MAX):
+            async with asyncio.timeout(self.read_seconds_max):
                 answer = await reader.read(api, endpoint, request)
             interrupted = False
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 
 import grpc
 import pytest
@@ -170,11 +169,10 @@ def test_a_client_that_leaves_during_check_cancels_it_at_once(rig):
     with socket.create_connection(("127.0.0.1", rig.port)) as client:
         client.sendall(b"POST /openai/left HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}")
         assert asked.wait(5)
-        left = time.monotonic()
 
     assert cancelled.wait(5)
-    assert time.monotonic() - left < 0.4  # well before Check's own timeout
     entry = rig.entry("/left")
+    # Not "ext_authz_error", which it is once Check has had its time.
     assert entry.response.response_code_details == "downstream_remote_disconnect"
     assert "envoy.filters.http.ext_authz" not in rig.metadata("/left")
     assert rig.line("/left")["attempts"] == 0

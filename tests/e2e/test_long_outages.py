@@ -25,18 +25,30 @@ STREAMS = 8
 
 OUTAGES = {
     "the store frozen": {"store": "frozen"},
+    "the sink killed": {"service": "killed"},
+    "both killed": {"store": "killed", "service": "killed"},
+}
+"""Each part and each way to be away."""
+OUTAGES_FULL = {
+    **OUTAGES,
     "the store killed": {"store": "killed"},
     "the sink frozen": {"service": "frozen"},
-    "the sink killed": {"service": "killed"},
     "both frozen": {"store": "frozen", "service": "frozen"},
-    "both killed": {"store": "killed", "service": "killed"},
     "the store frozen, the sink killed": {"store": "frozen", "service": "killed"},
 }
-SIZES = [
-    SECONDS,
-    pytest.param(SECONDS_FULL, marks=[pytest.mark.full, pytest.mark.timeout(600)]),
+CASES = [
+    *(pytest.param(parts, SECONDS, id=name) for name, parts in OUTAGES.items()),
+    *(
+        pytest.param(
+            parts,
+            SECONDS_FULL,
+            id=f"{name}, for long",
+            marks=[pytest.mark.full, pytest.mark.timeout(600)],
+        )
+        for name, parts in OUTAGES_FULL.items()
+    ),
 ]
-NAMES = [f"bot{number}" for number in range(2 * len(OUTAGES))]
+NAMES = [f"bot{number}" for number in range(len(CASES))]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +74,7 @@ def names() -> Iterator[str]:
     return iter(NAMES)
 
 
-@pytest.mark.parametrize("seconds", SIZES)
-@pytest.mark.parametrize("parts", OUTAGES.values(), ids=OUTAGES)
+@pytest.mark.parametrize(("parts", "seconds"), CASES)
 def test_after_an_outage_longer_than_a_lease_every_budget_is_the_bill(
     sidecar: Sidecar, names: Iterator[str], parts: dict[str, str], seconds: int
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extauthz import __version__
-from extauthz.commands import audit, budget, ledger, pause, reconcile
+from extauthz.commands import audit, budget, ledger, pause, price, reconcile, spend
 from extauthz.config import PLACEHOLDER_KEY_HASH, Config, ConfigError, example_text, load
 from extauthz.errors import OperatorError
 from extauthz.identity import hash_key, make_key
@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     reconcile.add_to(commands)
     ledger.add_to(commands)
     audit.add_to(commands)
+    spend.add_to(commands)
+    price.add_to(commands)
 
     demo = commands.add_parser("demo", help="watch a runaway agent being stopped at its limit")
     demo.set_defaults(run=_demo)

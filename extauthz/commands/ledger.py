@@ -1,27 +1,29 @@
-"""`extauthz ledger adjust`: an operator who knows what a call did cost corrects the ledger."""
+"""`extauthz ledger`: reading the books, and correcting what a call was charged."""
 
 import argparse
 import asyncio
-from pathlib import Path
 
-from extauthz.commands import audit
+from extauthz.commands import audit, explain, rows
+from extauthz.commands.desk import with_config
 from extauthz.config import load
 from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command to the command line."""
-    ledger = commands.add_parser("ledger", help="correct what a call was charged")
-    kinds = ledger.add_subparsers(required=True, metavar="COMMAND")
-    audit.add_rebuild_to(kinds)
-    adjust = kinds.add_parser(
-        "adjust", help="settle a reservation that a lease has charged at what the call did cost"
+    """`ledger tail | export | explain | rebuild | adjust`."""
+    ledger = commands.add_parser(
+        "ledger", help="read the books, or correct what a call was charged"
     )
-    adjust.add_argument("id", metavar="ID", help="the reservation, as the log lines name it")
+    kinds = ledger.add_subparsers(required=True, metavar="COMMAND")
+    rows.add_to(kinds)
+    explain.add_to(kinds)
+    audit.add_rebuild_to(kinds)
+    adjust = kinds.add_parser("adjust", help="correct what a lease has charged to the true cost")
+    adjust.add_argument("id", metavar="ID", help="the reservation, as 'ledger tail' shows it")
     adjust.add_argument("--cost", required=True, metavar="USD", help="what the call did cost")
     adjust.add_argument("--tokens", type=int, metavar="N", help="and used, for budgets in tokens")
     adjust.add_argument("--reason", required=True, metavar="TEXT", help="how you know; is kept")
-    adjust.add_argument("-c", "--config", type=Path, default=Path("extauthz.yaml"), metavar="FILE")
+    with_config(adjust)
     adjust.set_defaults(run=_run)
 
 

@@ -1,5 +1,22 @@
 """Prices, the most a call can cost, and what it did cost."""
 
-from extauthz.pricing.price_book import CONFIG_PRICE, Estimate, OwnPrice, PriceBook, PricedModel
+from extauthz.pricing.bill import BillLine, total_nanousd
+from extauthz.pricing.price_book import (
+    CONFIG_PRICE,
+    PRICE_LIST_VERSION,
+    Estimate,
+    OwnPrice,
+    PriceBook,
+    PricedModel,
+)
 
-__all__ = ["CONFIG_PRICE", "Estimate", "OwnPrice", "PriceBook", "PricedModel"]
+__all__ = [
+    "CONFIG_PRICE",
+    "PRICE_LIST_VERSION",
+    "BillLine",
+    "Estimate",
+    "OwnPrice",
+    "PriceBook",
+    "PricedModel",
+    "total_nanousd",
+]

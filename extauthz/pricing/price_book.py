@@ -17,6 +17,7 @@ from genai_prices import Usage, data_snapshot, types
 from genai_prices.data_units import unit_data
 
 from extauthz.money import ceil_nanousd
+from extauthz.pricing.bill import BillLine, bill_of
 from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, context_window_max, output_tokens_max
 from extauthz.providers.base import RequestFacts
 from extauthz.usage import UsageReport
@@ -141,6 +142,14 @@ class PricedModel:
         usd: Decimal = prices.calc_price(usage)["total_price"]
         return ceil_nanousd(max(usd, report.told_cost_usd or Decimal(0)))
 
+    def bill(self, report: UsageReport, at_ms: int) -> tuple[BillLine, ...]:
+        """What `cost` is made of: usage by kind, each with the rate that applied to it.
+
+        Raises:
+            ValueError: the usage contradicts itself.
+        """
+        return bill_of(self._prices(at_ms, report.price_context), Usage(**report.amounts))
+
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
         return self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
 
@@ -165,6 +174,10 @@ class PriceBook:
         self._own = tuple((pattern, p) for pattern, p in patterns if not p.fallback)
         self._fallback = tuple((pattern, p) for pattern, p in patterns if p.fallback)
         self.find = lru_cache(maxsize=_MODELS_REMEMBERED)(self._find)
+
+    def own_models(self, provider: str) -> list[str]:
+        """The names and globs that the config prices at a provider."""
+        return [own.model for _, own in self._own + self._fallback if own.provider == provider]
 
     def settled_at(
         self, provider: str, source_id: str, requested: str, served: str | None

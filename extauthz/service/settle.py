@@ -18,7 +18,7 @@ from extauthz.ledger import (
 )
 from extauthz.money import AMOUNT_MAX
 from extauthz.policies import FIXED_PRICE, MissingUsage
-from extauthz.pricing import CONFIG_PRICE
+from extauthz.pricing import CONFIG_PRICE, BillLine
 from extauthz.providers import ADAPTERS
 from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.completed_call import CompletedCall, ending_of
@@ -69,6 +69,8 @@ class _Reckoned(NamedTuple):
     cost_nanousd: int | None = None
     model: str = _UNKNOWN_MODEL
     price_version: str | None = None
+    bill: tuple[BillLine, ...] = ()
+    """what the cost is made of"""
 
 
 class SettlementObserver(Protocol):
@@ -218,9 +220,10 @@ class Settler:
             return _Reckoned(report, None, *at)
         try:
             cost = priced.cost(report, record.reserved_at_ms)
+            bill = priced.bill(report, record.reserved_at_ms)
         except ValueError:  # usage that contradicts itself is no usage, in any unit
             return _Reckoned(UNKNOWN_USAGE, None, *at)
-        return _Reckoned(report, min(cost, AMOUNT_MAX), *at)
+        return _Reckoned(report, min(cost, AMOUNT_MAX), *at, bill)
 
     def _tell(self, settlement: Settlement, outcome: Outcome, charged: tuple[int, ...]) -> None:
         self.room.notify(part.key for part in settlement.call.record.parts)
@@ -239,6 +242,9 @@ def _particulars(call: CompletedCall, reckoned: _Reckoned) -> str:
         priced_as=reckoned.model if is_priced else None,
         price_context=dict(report.price_context) or None,
         price=reckoned.price_version,
+        # So that the cost can be explained when the price list has long been another.
+        bill=[line.to_json() for line in reckoned.bill] or None,
+        told_cost_usd=None if report.told_cost_usd is None else f"{report.told_cost_usd:f}",
         duration_ms=call.duration_ms,
     )
 

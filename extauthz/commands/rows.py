@@ -57,9 +57,9 @@ async def _tail(books: Books, options: argparse.Namespace) -> None:
         text = json_of(entry, books.org) if options.json else line_of(entry, books.zone)
         print(text, flush=options.follow)
 
+    last_seq, found = await _last(books, wanted, options.count)
     if not options.json:
         print(f"{HEADER}  id, in {books.zone.key} time", flush=options.follow)
-    last_seq, found = await _last(books, wanted, options.count)
     for entry in found:
         show(entry)
     if options.follow:

@@ -76,11 +76,11 @@ def _find(
 def _unknown(policies: Policies, prices: PriceBook, model: str, searched: Iterable[str]) -> str:
     known: dict[str, str] = {}
     for name in searched:
-        source = data_snapshot.get_snapshot().find_provider(
-            None, policies.upstreams[name].price_provider, None
-        )
+        source_id = policies.upstreams[name].price_provider
+        source = data_snapshot.get_snapshot().find_provider(None, source_id, None)
         for known_id in [*(info.id for info in source.models), *prices.own_models(name)]:
-            known.setdefault(known_id.lower(), known_id)
+            if prices.find(name, source_id, known_id) is not None:
+                known.setdefault(known_id.lower(), known_id)
     near = [known[one] for one in get_close_matches(model.lower(), known, n=5, cutoff=0.5)]
     said = f"; near it are: {', '.join(near)}" if near else ""
     return (

@@ -84,7 +84,17 @@ def test_columns_are_the_same_for_every_row():
         assert tuple(cells_of(entry(one), "default")) == COLUMNS
 
 
-HOSTILE = ("=1+1", "+1", "-1+1", "@SUM(A1)", " =1", "\t=1", "\r=1", "\uff1d1", '=HYPERLINK("x","y")')
+HOSTILE = (
+    "=1+1",
+    "+1",
+    "-1+1",
+    "@SUM(A1)",
+    " =1",
+    "\t=1",
+    "\r=1",
+    "\uff1d1",
+    '=HYPERLINK("x","y")',
+)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

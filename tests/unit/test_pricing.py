@@ -1,6 +1,7 @@
 """No call can cost more than its estimate, whatever it used within its bounds."""
 
 import itertools
+import json
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extauthz.money import AMOUNT_MAX
-from extauthz.pricing import OwnPrice, PriceBook, PricedModel
+from extauthz.pricing import BillLine, OwnPrice, PriceBook, PricedModel, total_nanousd
 from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, context_window_max, output_tokens_max
 from extauthz.providers.base import RequestFacts
 from extauthz.usage import Exactness, UsageReport
@@ -471,3 +472,21 @@ def test_the_most_that_any_call_can_cost_is_within_what_the_ledger_counts():
     estimate = find("o1-pro").estimate(facts, NOW, None)
     assert type(estimate.nanousd) is int
     assert estimate.nanousd < AMOUNT_MAX
+
+
+@given(calls(), st.sampled_from(DATES))
+def test_a_bill_adds_up_to_the_cost_and_survives_being_written_down(case, at_ms):
+    priced, _, report, _ = case
+    bill = priced.bill(report, at_ms)
+    written = json.loads(json.dumps([line.to_json() for line in bill]))
+    assert tuple(map(BillLine.from_json, written)) == bill
+    assert total_nanousd(bill) == priced.cost(report, at_ms)
+    assert all(line.count > 0 for line in bill)
+
+
+@pytest.mark.parametrize(
+    "data", [None, [], ["a", 1], ["a", 1, "x"], ["a", 1, "NaN"], ["a", 1, "1", 0], ["a", "b", "1"]]
+)
+def test_what_is_no_line_of_a_bill_is_not_read_as_one(data):
+    with pytest.raises(ValueError, match="is no line of a bill"):
+        BillLine.from_json(data)

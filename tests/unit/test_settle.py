@@ -162,6 +162,22 @@ async def test_a_cut_answer_that_was_seen_to_use_more_than_was_held_is_charged_t
     assert (await desk.spent())["usd"] == 8 * DOLLAR
 
 
+async def test_the_row_keeps_the_rates_that_were_applied_so_that_they_outlive_the_price_list():
+    desk = await Counter().reserve()
+    await desk.ends(captured=captured(3))
+    row = (await desk.store.rows("default", 1, 9))[0]
+    said = json.loads(row.particulars)
+    assert said["bill"] == [["input_tokens", 10, "0"], ["output_tokens", 3, "1000000"]]
+    assert said["price"] == "config"
+
+
+async def test_the_row_of_a_call_of_unknown_usage_has_no_rates():
+    desk = await Counter().reserve()
+    await desk.ends()
+    row = (await desk.store.rows("default", 1, 9))[0]
+    assert "bill" not in json.loads(row.particulars)
+
+
 async def test_a_cost_above_the_reservation_is_charged_and_told():
     desk = await Counter().reserve()
     await desk.ends(captured=captured(8))

@@ -75,6 +75,14 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await store.close()
 
 
+@pytest.fixture
+async def own_store() -> AsyncIterator[RedisStore]:
+    with Server() as server:
+        store = RedisStore.from_url(server.url, command_timeout_s=10)
+        yield store
+        await store.close()
+
+
 def value(metrics: Metrics, name: str) -> float | None:
     return metrics.registry.get_sample_value(name, {"org": ORG})
 
@@ -355,8 +363,26 @@ class Switch:
 
 
 class AwayStore:
+    def distrust_books(self, *_: Any) -> None:
+        pass
+
     async def claim_archive(self, *_: Any) -> Standing:
         raise StoreUnavailableError("is away")
+
+
+async def test_books_that_lack_archived_rows_take_nothing(
+    own_store: RedisStore, tmp_path: Path
+) -> None:
+    place = Place(MemoryStore(), tmp_path / "books")
+    await place.write_rows(5)
+    await place.archiver().look()
+    older = Place(own_store, place.directory)
+    await older.write_rows(3)
+
+    await older.archiver().begin()
+
+    with pytest.raises(BooksClosedError, match="end at row 4 in the store"):
+        await own_store.reserve(Call(org=ORG).reserve())
 
 
 async def test_a_store_that_is_away_is_looked_for_again(place: Place) -> None:

@@ -1,8 +1,7 @@
 """Rows of the books as the service writes them, made by hand."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from extauthz.ledger import Posting, Row, RowOutcome
@@ -63,15 +62,3 @@ def entry(one: Row) -> Entry:
 
 def numbered(*rows: Row) -> list[Row]:
     return [replace(one, seq=seq) for seq, one in enumerate(rows, start=1)]
-
-
-@dataclass
-class Shelf:
-    """An archive: sealed rows, which the store may trim at any moment."""
-
-    sealed: list[Row] = field(default_factory=list)
-    reads: int = 0
-
-    def rows(self, after_seq: int = 0) -> Iterator[Row]:
-        self.reads += 1
-        return iter([one for one in self.sealed if one.seq > after_seq])

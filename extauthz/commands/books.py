@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
+from extauthz.archive import Archive
 from extauthz.commands.desk import with_config
 from extauthz.commands.terminal import quiet_when_unread
 from extauthz.commands.times import instant_of, zone_of
 from extauthz.config import Config, load
 from extauthz.ledger import RowOutcome
-from extauthz.service.book_reader import RowArchive, all_rows
+from extauthz.service.books import all_rows
 from extauthz.service.entries import Entry, EntryFilter
 from extauthz.service.rules import system_clock
 from extauthz.store.base import LedgerStore, StoreError, StoreUnavailableError
@@ -27,7 +28,7 @@ class Books:
     config: Config
     store: LedgerStore
     zone: ZoneInfo
-    archive: RowArchive | None = None
+    archive: Archive
 
     @property
     def org(self) -> str:
@@ -47,26 +48,26 @@ def run_over_books(work: Work) -> Callable[[argparse.Namespace], None]:
     """A command's `run`: reads the config, opens the store, and closes it whatever happens."""
 
     def run(options: argparse.Namespace) -> None:
+        from extauthz.server.archives import archives_of  # noqa: PLC0415 - as below
         from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
 
         config = load(options.config)
         zone = zone_of(options.timezone or config.defaults.timezone)
+        store = RedisStore.from_url(store_url(config), command_timeout_s=_COMMAND_TIMEOUT_S)
+        books = Books(config, store, zone, archives_of(config)(config.defaults.org))
         with quiet_when_unread():
-            asyncio.run(_run(work, options, config, zone, store_url(config)))
+            asyncio.run(_run(work, options, books))
 
     return run
 
 
-async def _run(
-    work: Work, options: argparse.Namespace, config: Config, zone: ZoneInfo, url: str
-) -> None:
-    store = RedisStore.from_url(url, command_timeout_s=_COMMAND_TIMEOUT_S)
+async def _run(work: Work, options: argparse.Namespace, books: Books) -> None:
     try:
-        await work(Books(config, store, zone), options)
+        await work(books, options)
     except StoreUnavailableError as error:
         raise StoreError(f"{error} (the embedded store runs with 'extauthz up')") from error
     finally:
-        await store.close()
+        await books.store.close()
 
 
 def with_books(parser: argparse.ArgumentParser) -> None:

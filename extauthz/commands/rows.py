@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from extauthz.archive import ArchiveError
 from extauthz.commands.books import Books, filter_of, run_over_books, with_books, with_filters
 from extauthz.commands.desk import CommandError
 from extauthz.commands.row_formats import COLUMNS, HEADER, csv_cells, json_of, line_of
-from extauthz.service.book_reader import BooksGapError, last_seq_of
 from extauthz.service.entries import Entry, EntryFilter
 from extauthz.store.base import StoreUnavailableError
 
@@ -71,7 +71,7 @@ async def _last(books: Books, wanted: EntryFilter, count: int) -> tuple[int, lis
 
     From ever further back, as nobody knows how many rows lie between those that are wanted.
     """
-    last_seq = await last_seq_of(books.store, books.org)
+    last_seq = (await books.store.standing(books.org)).last_seq
     span = max(count, 1)
     while True:
         after_seq = max(0, last_seq - span)
@@ -104,9 +104,9 @@ async def _follow(
             if not is_away:
                 print(f"extauthz: {error}: waiting for it", file=sys.stderr)
             is_away = True
-        except BooksGapError as error:
+        except ArchiveError as error:
             print(f"extauthz: {error}", file=sys.stderr)
-            last_seq = (await books.store.rows(books.org, last_seq, 1))[0].seq - 1
+            last_seq = (await books.store.standing(books.org)).through_seq
         await asyncio.sleep(_POLL_S)
 
 

@@ -19,6 +19,7 @@ from extauthz.commands.times import zone_of
 from extauthz.config import load
 from extauthz.ledger import Row, RowOutcome
 from extauthz.pricing import PRICE_LIST_VERSION
+from extauthz.server.archives import archives_of
 from extauthz.store.memory import MemoryStore
 
 CONFIG = """
@@ -131,7 +132,9 @@ def told(config: Path, capsys, work, rows: list[Row], **options: object) -> str:
     store._ledgers["default"].books.rows = rows
     names = ("agent", "team", "model", "provider", "key")
     given = {**dict.fromkeys(names, ()), "since": None, "until": None, "json": False, **options}
-    books = Books(load(config), store, zone_of("Europe/Berlin"))
+    books = Books(
+        load(config), store, zone_of("Europe/Berlin"), archives_of(load(config))("default")
+    )
     asyncio.run(work(books, SimpleNamespace(**given)))
     return capsys.readouterr().out
 

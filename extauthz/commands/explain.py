@@ -134,6 +134,8 @@ def _cost(entry: Entry, policies: Policies, prices: PriceBook) -> list[str]:
         return ["An operator has said what it did cost."]
     if not entry.text("usage_is"):
         return ["It is proved that nothing was billed."] if not row.cost_nanousd else []
+    if entry.text("usage_is") == "exact" and not entry.usage:
+        return ["Charged the endpoint's fixed price, which the config names."]
     found = recomputed(entry, policies, prices)
     if found is None:
         if row.cost_nanousd == estimate:
@@ -142,6 +144,8 @@ def _cost(entry: Entry, policies: Policies, prices: PriceBook) -> list[str]:
     price = entry.text("price") or "an unknown price list"
     lines = [f"priced as {printable(entry.text('priced_as') or '?')} by {printable(price)}:"]
     lines += [f"  {line}" for line in bill_lines(found.bill, found.cost_nanousd)]
+    if found.told_nanousd is not None:
+        lines.append("The provider itself said that it charges more than its rates: that counts.")
     lines.append(_verdict(entry, found.cost_nanousd, estimate))
     return lines + _by_which_list(entry, found.rates_from, policies, prices)
 

@@ -1,11 +1,12 @@
 """Whether what a row charges is what its usage costs: by the row's own rates, and by the list's."""
 
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
-from extauthz.money import AMOUNT_MAX, AmountError
+from extauthz.money import AMOUNT_MAX, AmountError, ceil_nanousd
 from extauthz.policies import Policies
-from extauthz.pricing import PRICE_LIST_VERSION, BillLine, PriceBook, total_nanousd
+from extauthz.pricing import CONFIG_PRICE, PRICE_LIST_VERSION, BillLine, PriceBook, total_nanousd
 from extauthz.service.entries import Entry
 from extauthz.usage import Exactness, UsageReport
 
@@ -21,21 +22,33 @@ class RatesFrom(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """A cost worked out again. `bill` is what it is made of."""
+    """A cost worked out again.
+
+    Attributes:
+        rates_from: where its rates come from.
+        bill: what it is made of.
+        cost_nanousd: what the ledger charges for that.
+        told_nanousd: what the provider itself said, where that is more: then it is charged.
+    """
 
     rates_from: RatesFrom
     bill: tuple[BillLine, ...]
     cost_nanousd: int
+    told_nanousd: int | None = None
 
 
 def recomputed(entry: Entry, policies: Policies, prices: PriceBook) -> Recomputed | None:
     """What the usage in a row costs; None: it tells no usage, or there is no price for it."""
     if entry.bill:
         try:
-            cost_nanousd = min(total_nanousd(entry.bill), AMOUNT_MAX)
-        except AmountError:
+            by_rates = total_nanousd(entry.bill)
+            told = ceil_nanousd(Decimal(entry.text("told_cost_usd") or "0"))
+        except (AmountError, InvalidOperation):
             return None
-        return Recomputed(RatesFrom.ROW, entry.bill, cost_nanousd)
+        cost_nanousd = min(max(by_rates, told), AMOUNT_MAX)
+        return Recomputed(
+            RatesFrom.ROW, entry.bill, cost_nanousd, told if told > by_rates else None
+        )
     return by_list(entry, policies, prices)
 
 
@@ -67,4 +80,4 @@ def by_list(entry: Entry, policies: Policies, prices: PriceBook) -> Recomputed |
 def is_other_list(entry: Entry) -> bool:
     """Whether the row was priced by a list of another version than the installed one."""
     price = entry.text("price")
-    return price not in ("", "config", PRICE_LIST_VERSION)
+    return price not in ("", CONFIG_PRICE, PRICE_LIST_VERSION)

@@ -175,6 +175,19 @@ def test_a_charge_that_its_usage_does_not_explain_is_said_plainly(config, capsys
     assert "This does NOT equal what was charged" in explained(config, capsys, bill=wrong)
 
 
+def test_what_the_provider_itself_said_that_it_charges_is_part_of_the_explanation(config, capsys):
+    one = settled(1, 200_000, id="x", usage=USAGE, bill=BILL, told_cost_usd="0.0002")
+    text = told(config, capsys, _explain, [one], id="x")
+    assert "The provider itself said that it charges more" in text
+    assert "This equals what was charged" in text
+
+
+def test_a_fixed_price_is_explained_as_one(config, capsys):
+    one = settled(1, 200_000, id="x", usage={}, price="config", endpoint="fixed_price")
+    text = told(config, capsys, _explain, [one], id="x")
+    assert "the endpoint's fixed price" in text
+
+
 def test_a_cut_answer_is_explained_by_the_estimate(config, capsys):
     one = settled(1, 200_000, id="x", estimate_nanousd="200000", usage_is="lower_bound", bill=BILL)
     text = told(config, capsys, _explain, [one], id="x")

@@ -236,8 +236,8 @@ def test_following_shows_each_row_once_over_a_restart_of_the_store(sidecar: Side
             env=os.environ,
         )
 
-    def seen() -> int:
-        return len(log.read_text().splitlines())
+    def seen() -> list[int]:
+        return [json.loads(line)["seq"] for line in log.read_text().splitlines()]
 
     def called() -> bool:
         try:
@@ -247,21 +247,22 @@ def test_following_shows_each_row_once_over_a_restart_of_the_store(sidecar: Side
 
     try:
         deadline = time.monotonic() + 60
-        while seen() == 0:  # it may not have begun to look
+        while not seen():  # it may not have begun to look
             assert time.monotonic() < deadline, errors.read_text()
             until(called, 60)
             sidecar.until_settled()
-        first = seen()
+        before = len(seen())
         sidecar.kill("store")
         until(called, 60)
         until(called, 60)
-        until(lambda: seen() >= first + 2, 60)
+        sidecar.until_settled()
+        there = [row["seq"] for row in rows(sidecar, "--agent", "followed")]
+        until(lambda: seen()[-1] == there[-1], 60)
         follower.send_signal(signal.SIGINT)
         assert follower.wait(30) == 130
     finally:
         follower.kill()
         follower.wait()
     assert "Traceback" not in errors.read_text()
-    shown = [json.loads(line)["seq"] for line in log.read_text().splitlines()]
-    there = [row["seq"] for row in rows(sidecar, "--agent", "followed")]
-    assert shown == there[-len(shown) :]
+    assert len(seen()) >= before + 2
+    assert seen() == there[-len(seen()) :]

@@ -490,3 +490,11 @@ def test_a_bill_adds_up_to_the_cost_and_survives_being_written_down(case, at_ms)
 def test_what_is_no_line_of_a_bill_is_not_read_as_one(data):
     with pytest.raises(ValueError, match="is no line of a bill"):
         BillLine.from_json(data)
+
+
+@pytest.mark.parametrize(("tokens", "rate"), [(272_000, "2.5"), (272_001, "5")])
+def test_a_bill_says_the_rate_of_the_tier_that_applied(tokens, rate):
+    report = usage(input_tokens=tokens, output_tokens=1)
+    bill = find("gpt-5.4").bill(report, NOW)
+    assert bill[0].to_json() == ["input_tokens", tokens, rate]
+    assert total_nanousd(bill) == find("gpt-5.4").cost(report, NOW)

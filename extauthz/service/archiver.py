@@ -58,6 +58,12 @@ class OrgArchiver:
         """
         try:
             return await self._look()
+        except (ArchiveError, BehindError):
+            self._writer = None
+            # Whoever has the right archive must not wait for one that has another.
+            with suppress(StoreError, ClockSkewError):
+                await self._claim(0)
+            raise
         except BaseException:
             self._writer = None  # whatever it is in the middle of: begin from what is on disk
             raise

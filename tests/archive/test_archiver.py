@@ -53,7 +53,9 @@ class Place:
 
     async def write_rows(self, count: int) -> None:
         for _ in range(count):
-            await self.store.settle(Call(org=ORG).settle(12))
+            call = Call(org=ORG)
+            await self.store.reserve(call.reserve(100, limit=10**9, lease_ms=60_000))
+            await self.store.settle(call.settle(12))
 
     async def books(self) -> list[str]:
         return [row.id async for row in all_rows(self.archive, self.store, ORG)]
@@ -255,6 +257,22 @@ async def test_an_archive_in_another_place_is_not_begun_anew(
     assert value(metrics, "extauthz_books_archiving") == 0
     assert len(await place.store.rows(ORG, 0, 9)) == 5
     assert other.archive.last_seq == 0
+
+
+async def test_who_has_another_archive_keeps_nobody_from_the_right_one(
+    place: Place, tmp_path: Path
+) -> None:
+    await place.write_rows(5)
+    await place.archiver(holder="first").look()
+    at_ms = now_ms()
+    await place.store.claim_archive(ORG, "first", at_ms, at_ms)  # as if it had been silent
+    await place.write_rows(5)
+    other = Place(place.store, tmp_path / "elsewhere")
+    await other.archiver(holder="other").look()
+
+    await place.archiver(holder="first again").look()
+
+    assert place.archive.last_seq == 11
 
 
 async def test_an_archive_whose_end_was_taken_away_is_refused(

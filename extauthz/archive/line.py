@@ -27,6 +27,13 @@ encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=F
 """JSON as it is written everywhere here: compact, in the order of the mapping."""
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_no_constant).decode
+
+
 def line_of(row: Row) -> bytes:
     """A row as JSON, without the line's end."""
     fields = {
@@ -60,7 +67,7 @@ def row_in(line: bytes) -> Row:
         ValueError: it is not the text that `line_of` writes for any row.
     """
     try:
-        row = _row(json.loads(line, parse_constant=_no_constant))
+        row = _row(_decode(line.decode()))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"is not a row ({error})") from error
     if line_of(row) != line:
@@ -100,7 +107,7 @@ def _embedded(particulars: str) -> Any:
     if not particulars.startswith("{"):
         return particulars
     try:
-        parsed = json.loads(particulars, parse_constant=_no_constant)
+        parsed = _decode(particulars)
         return parsed if encode(parsed) == particulars else particulars
     except (ValueError, RecursionError):
         return particulars
@@ -120,7 +127,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("a text is missing")
     return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

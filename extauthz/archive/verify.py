@@ -36,6 +36,7 @@ class Verification:
         has_more: there are more than are listed.
         head: how far the archive goes, by its own account.
         rows: how many were read.
+        last_seq: the last of them.
         unconfirmed_rows: so many come after the head: written as the service died, or added.
         segments: how many there are.
         change_nanousd: what all rows add to what was spent.
@@ -46,6 +47,7 @@ class Verification:
     has_more: bool = False
     head: Head | None = None
     rows: int = 0
+    last_seq: int = 0
     unconfirmed_rows: int = 0
     segments: int = 0
     change_nanousd: int = 0
@@ -88,9 +90,6 @@ class _Verifier:
         for segment in segments:
             self._segment(segment, is_last=segment == segments[-1])
         self._end(segments)
-        if found.unconfirmed_rows and not found.findings:
-            # A service that writes meanwhile has moved the head on.
-            found.unconfirmed_rows = max(0, self._walk.next_seq - 1 - self._archive.last_seq)
         # After the walk: what a service has begun meanwhile is no stranger.
         for name in self._strangers():
             found.add(Finding(name, "does not belong to the archive"))
@@ -119,6 +118,7 @@ class _Verifier:
         if step.row is None:
             return
         self._found.rows += 1
+        self._found.last_seq = step.seq
         self._found.unconfirmed_rows += is_after_head
         self._found.change_nanousd += step.row.change_nanousd
         self._at_ms = step.row.at_ms

@@ -3,16 +3,30 @@
 import argparse
 import asyncio
 
+<<<<<<< HEAD
 from extauthz.commands import audit, explain, rows
 from extauthz.commands.desk import with_config
+=======
+from extauthz.commands import ledger_verify
+>>>>>>> 105591e (Add `extauthz ledger verify`: whatever was done to the archived books is found, with file, line and row)
 from extauthz.config import load
 from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+<<<<<<< HEAD
     """`ledger tail | export | explain | rebuild | adjust`."""
     ledger = commands.add_parser(
         "ledger", help="read the books, or correct what a call was charged"
+=======
+    """Add the command to the command line."""
+    ledger = commands.add_parser(
+        "ledger", help="what was spent, and that it was: prove and correct the books"
+    )
+    kinds = ledger.add_subparsers(required=True, metavar="COMMAND")
+    adjust = kinds.add_parser(
+        "adjust", help="settle a reservation that a lease has charged at what the call did cost"
+>>>>>>> 105591e (Add `extauthz ledger verify`: whatever was done to the archived books is found, with file, line and row)
     )
     kinds = ledger.add_subparsers(required=True, metavar="COMMAND")
     rows.add_to(kinds)
@@ -25,6 +39,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     adjust.add_argument("--reason", required=True, metavar="TEXT", help="how you know; is kept")
     with_config(adjust)
     adjust.set_defaults(run=_run)
+    ledger_verify.add_to(kinds)
 
 
 def _run(options: argparse.Namespace) -> None:

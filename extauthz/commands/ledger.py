@@ -1,36 +1,23 @@
-"""`extauthz ledger`: reading the books, and correcting what a call was charged."""
+"""`extauthz ledger`: reading the books, proving them, and correcting what a call was charged."""
 
 import argparse
 import asyncio
 
-<<<<<<< HEAD
-from extauthz.commands import audit, explain, rows
+from extauthz.commands import audit, explain, ledger_verify, rows
 from extauthz.commands.desk import with_config
-=======
-from extauthz.commands import ledger_verify
->>>>>>> 105591e (Add `extauthz ledger verify`: whatever was done to the archived books is found, with file, line and row)
 from extauthz.config import load
 from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-<<<<<<< HEAD
-    """`ledger tail | export | explain | rebuild | adjust`."""
+    """`ledger tail | export | explain | verify | rebuild | adjust`."""
     ledger = commands.add_parser(
-        "ledger", help="read the books, or correct what a call was charged"
-=======
-    """Add the command to the command line."""
-    ledger = commands.add_parser(
-        "ledger", help="what was spent, and that it was: prove and correct the books"
-    )
-    kinds = ledger.add_subparsers(required=True, metavar="COMMAND")
-    adjust = kinds.add_parser(
-        "adjust", help="settle a reservation that a lease has charged at what the call did cost"
->>>>>>> 105591e (Add `extauthz ledger verify`: whatever was done to the archived books is found, with file, line and row)
+        "ledger", help="read the books, prove them, and correct what a call was charged"
     )
     kinds = ledger.add_subparsers(required=True, metavar="COMMAND")
     rows.add_to(kinds)
     explain.add_to(kinds)
+    ledger_verify.add_to(kinds)
     audit.add_rebuild_to(kinds)
     adjust = kinds.add_parser("adjust", help="correct what a lease has charged to the true cost")
     adjust.add_argument("id", metavar="ID", help="the reservation, as 'ledger tail' shows it")
@@ -39,7 +26,6 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     adjust.add_argument("--reason", required=True, metavar="TEXT", help="how you know; is kept")
     with_config(adjust)
     adjust.set_defaults(run=_run)
-    ledger_verify.add_to(kinds)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ cut off so is closed. A command is sent again only if its first copy was certain
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from itertools import count
 from typing import Any, TypeVar
 
@@ -26,6 +27,10 @@ _PAUSE_S, _PAUSE_S_MAX = 0.01, 0.05
 
 _Talk = Callable[[AbstractConnection, str, bool, Mapping[int, _Q], dict[int, Any]], Awaitable[None]]
 """As in `conversation`: on which connection, where, `asking` or not, the questions, the answers."""
+
+
+_UNDER_WAY: ContextVar["Courier | None"] = ContextVar("_UNDER_WAY", default=None)
+"""Whose own task this is, or is a part of."""
 
 
 class Courier:
@@ -51,14 +56,15 @@ class Courier:
 
     async def in_own_task(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Cancelling the caller stops the waiting, not the work; nor does `close`."""
-        if asyncio.current_task() in self._tasks:
-            return await work()  # a part of what is under way
+        if _UNDER_WAY.get() is self:
+            return await work()  # a part of it
         if self._is_closed:
             raise StoreUnavailableError(
                 f"the store at {self.topology.place} was closed by this process"
             )
 
         async def run() -> _T:
+            _UNDER_WAY.set(self)
             return await work()
 
         task = asyncio.create_task(run())

@@ -5,6 +5,8 @@ become answers. What may go wrong on the way is the business of `courier.py`, an
 org is that of its topology.
 """
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from uuid import uuid4
 
@@ -32,7 +34,7 @@ from extauthz.ledger import (
     oldest_bucket,
     width_of,
 )
-from extauthz.store.base import BooksClosedError, StoredReservation, check_keys
+from extauthz.store.base import BooksClosedError, StoredReservation, StoreError, check_keys
 from extauthz.store.bookkeeping import Bookkeeping
 from extauthz.store.cluster import ClusterTopology
 from extauthz.store.codec import (
@@ -164,21 +166,38 @@ class RedisStore:
         return await self._courier.in_own_task(lambda: self._settle_many(commands))
 
     async def _settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
-        calls: list[Call] = []
-        refused: dict[int, Exception] = {}
+        """In one batch where the books are open; no org waits until another's have been opened."""
+        answers: dict[int, Ending | Exception] = {}
+        at_once: list[int] = []
+        first: defaultdict[str, list[int]] = defaultdict(list)
         for at, command in enumerate(commands):
+            is_open = command.org in self._open_orgs and command.org not in self._distrusted
+            (at_once if is_open else first[command.org]).append(at)
+
+        async def settle(places: Sequence[int]) -> None:
+            calls: dict[int, Call] = {}
+            for at in places:
+                try:
+                    calls[at] = settle_call(commands[at])
+                except ValueError as error:
+                    answers[at] = error
+            replies = await self._courier.run(list(calls.values()))
+            for at, reply in zip(calls, replies, strict=True):
+                answers[at] = ending_or_error(commands[at].org, reply)
+
+        async def open_and_settle(org: str, places: Sequence[int]) -> None:
             try:
-                call = settle_call(command)
-                await self._open_books(command.org, command.at_ms)
-            except (ValueError, ClockSkewError, BooksClosedError) as error:
-                refused[at] = error
-            else:
-                calls.append(call)
-        answers = iter(await self._courier.run(calls))
-        return [
-            refused[at] if at in refused else ending_or_error(command.org, next(answers))
-            for at, command in enumerate(commands)
-        ]
+                await self._open_books(org, commands[places[0]].at_ms)
+            except (StoreError, ClockSkewError) as error:
+                answers.update(dict.fromkeys(places, error))
+                return
+            await settle(places)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(settle(at_once))
+            for org, places in first.items():
+                group.create_task(open_and_settle(org, places))
+        return [answers[at] for at in range(len(commands))]
 
     async def release(self, command: Release) -> Ending:
         """See `LedgerStore`."""

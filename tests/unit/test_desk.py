@@ -26,8 +26,12 @@ class SlowStore(MemoryStore):
         return await super().override(command)
 
 
+def no_archive(org: str) -> Any:
+    raise AssertionError(f"these commands have nothing to look for in the archive of {org}")
+
+
 def desk_of(store: SlowStore) -> Desk:
-    return Desk(rules(agent(budget(10))).policies, store, store.clock)
+    return Desk(rules(agent(budget(10))).policies, store, store.clock, no_archive)
 
 
 async def test_a_command_that_waited_in_a_frozen_store_is_sent_again_and_done_once() -> None:

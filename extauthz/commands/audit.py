@@ -14,7 +14,9 @@ from extauthz.archive import ArchiveWriter, verify
 from extauthz.commands.desk import Desk, run_at_desk, with_config
 from extauthz.money import format_usd
 from extauthz.policies import Policies, Unit
-from extauthz.service.audit import Audit, Auditor, Drift
+from extauthz.service.audit import Auditor
+from extauthz.service.audit_reader import Audit
+from extauthz.service.drift import Drift
 from extauthz.service.past import ArchivedPast
 from extauthz.service.rebuild import Rebuilder, RebuildError
 

@@ -10,7 +10,8 @@ from ledger_calls import DAY_MS, Call, now_ms
 from servers import Server
 
 from extauthz.ledger import ClockSkewError, Hold, Reserve, Row, RowOutcome, Tally
-from extauthz.service.audit import Audit, Auditor
+from extauthz.service.audit import Auditor
+from extauthz.service.audit_reader import Audit
 from extauthz.store.base import rolling_counter_key
 from extauthz.store.redis import RedisStore
 

@@ -121,7 +121,7 @@ def _books(config: Config, base: Path) -> BooksBlock:
     key = config.books.key
     if key is None or key.file is None:
         return config.books
-    return BooksBlock(key=SecretBlock(file=(base / key.file).resolve()))
+    return config.books.model_copy(update={"key": SecretBlock(file=(base / key.file).resolve())})
 
 
 _NAMED = {

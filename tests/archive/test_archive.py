@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from archived import KEY, archive_in, archived, some_rows
 
-from extauthz.archive import Archive, ArchiveError, ArchiveWriter, Chain, verify
+from extauthz.archive import Archive, ArchiveError, ArchiveWriter, Chain, Head, verify
 from extauthz.ledger import Tally
 
 KEYS = pytest.mark.parametrize("key", [None, KEY], ids=["without a key", "with a key"])
@@ -117,3 +117,26 @@ def test_a_reader_sees_what_was_confirmed_when_it_began(tmp_path: Path) -> None:
     ArchiveWriter(archive, rows_per_segment=10).append(some_rows(6, 30))
 
     assert [*seen, *reading] == some_rows(1, 5)
+
+
+def test_a_head_that_names_another_hash_of_its_row_is_refused(tmp_path: Path) -> None:
+    """With a seal that fits: without a key anybody can make one."""
+    archive = archived(tmp_path, 5)
+    (tmp_path / "HEAD").write_bytes(Head(5, b"\1" * 32).text(archive.chain))
+
+    for read in (lambda: list(archive.rows()), lambda: ArchiveWriter(archive)):
+        with pytest.raises(ArchiveError, match="has another hash of row 5"):
+            read()
+    assert [finding.file for finding in verify(archive).findings] == ["HEAD"]
+
+
+def test_a_writer_confirms_the_rows_that_a_crash_has_left_after_the_head(tmp_path: Path) -> None:
+    archive = archived(tmp_path, 23)
+    head = (tmp_path / "HEAD").read_bytes()
+    ArchiveWriter(archive, rows_per_segment=10).append(some_rows(24, 25))
+    (tmp_path / "HEAD").write_bytes(head)
+    assert archive.last_seq == 23
+
+    ArchiveWriter(archive, rows_per_segment=10)
+
+    assert archive.last_seq == 25

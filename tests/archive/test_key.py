@@ -33,6 +33,13 @@ def test_a_file_is_found_from_the_folder_of_the_config(tmp_path: Path) -> None:
     assert key_of(config("{key: {file: books.key}}", tmp_path)) == SECRET.encode()
 
 
+def test_a_key_in_a_file_changes_no_other_setting_of_the_books(tmp_path: Path) -> None:
+    plain = config("{audit_every: 7m}", tmp_path).books
+    with_key = config("{audit_every: 7m, key: {file: books.key}}", tmp_path).books
+
+    assert with_key.audit_every == plain.audit_every
+
+
 def test_a_variable_is_for_who_writes_the_books_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from extauthz.config.model import BooksBlock, Config, SecretBlock
+from extauthz.config.model import Config
 from extauthz.errors import OperatorError
 from extauthz.policies import Scope
 
@@ -104,7 +104,7 @@ def parse(text: str, *, source: str, base: Path) -> Config:
     if not isinstance(data, dict):
         raise ConfigError(source, ["the file must be a mapping: 'extauthz init' writes one"])
     try:
-        config = Config.model_validate(data)
+        config = Config.model_validate(data, context={"base": base})
     except ValidationError as error:
         errors = [_line(detail) for detail in error.errors()]
         errors += _contradictions_beside(data, error)
@@ -112,16 +112,7 @@ def parse(text: str, *, source: str, base: Path) -> Config:
     errors = list(_contradictions(config))
     if errors:
         raise ConfigError(source, errors)
-    return config.model_copy(
-        update={"data_dir": (base / config.data_dir).resolve(), "books": _books(config, base)}
-    )
-
-
-def _books(config: Config, base: Path) -> BooksBlock:
-    key = config.books.key
-    if key is None or key.file is None:
-        return config.books
-    return config.books.model_copy(update={"key": SecretBlock(file=(base / key.file).resolve())})
+    return config
 
 
 _NAMED = {

@@ -388,7 +388,7 @@ class Config(_Block):
     """The whole file."""
 
     store: StoreBlock = StoreBlock()
-    data_dir: ConfigPath = Path("./.extauthz")
+    data_dir: ConfigPath = Field(default=Path("./.extauthz"), validate_default=True)
     listen: ListenBlock = ListenBlock()
     providers: dict[Name, ProviderBlock] = Field(default_factory=dict)
     prices: tuple[PriceBlock, ...] = ()

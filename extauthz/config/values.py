@@ -5,7 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from extauthz.money import AmountError, parse_usd
 
@@ -86,6 +86,12 @@ def _whole(value: Any) -> Any:
     return value
 
 
+def _from_the_files_folder(path: Path, info: ValidationInfo) -> Path:
+    """A relative path is relative to the file it stands in, wherever the command was started."""
+    base: Path | None = (info.context or {}).get("base")
+    return path if base is None else (base / path).resolve()
+
+
 def _path(value: Any) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError("write a path")
@@ -110,4 +116,4 @@ Number = Annotated[Decimal, BeforeValidator(_decimal)]
 Name = Annotated[str, BeforeValidator(_name)]
 Price = Annotated[Number, AfterValidator(_price)]
 Whole = Annotated[int, BeforeValidator(_whole)]
-ConfigPath = Annotated[Path, BeforeValidator(_path)]
+ConfigPath = Annotated[Path, BeforeValidator(_path), AfterValidator(_from_the_files_folder)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import extauthz
-from extauthz.config import Config, ConfigError, example_text, parse, policies_of, prices_of
+from extauthz.config import Config, ConfigError, example_text, load, parse, policies_of, prices_of
 from extauthz.policies import MissingUsage, Scope, Unit
 from extauthz.windows import Period, Window
 
@@ -349,3 +349,20 @@ def test_nothing_is_read_that_does_nothing():
         if name not in refused and not re.search(rf"\.{name}\b", code)
     ]
     assert unused == []
+
+
+def test_every_relative_path_starts_at_the_folder_of_the_file(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = tmp_path / "extauthz.yaml"
+    path.write_text(
+        "providers:\n"
+        "  p: {api: openai, upstream: 'https://h', credential: {file: key}, ca_file: ca.pem}\n"
+        "books: {key: {file: books.key}}\n"
+    )
+
+    config = load(path)
+
+    provider = config.providers["p"]
+    found = (config.data_dir, provider.credential.file, provider.ca_file, config.books.key.file)
+    assert found == tuple(tmp_path / n for n in (".extauthz", "key", "ca.pem", "books.key"))

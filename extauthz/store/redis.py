@@ -18,28 +18,23 @@ from extauthz.ledger import (
     ClockSkewError,
     Ending,
     Override,
-    Overrides,
     Paused,
     Refused,
     Release,
     Renew,
     Reserve,
     Reserved,
-    Row,
     Seal,
     Sealed,
     Settle,
     Standing,
     State,
-    oldest_bucket,
-    width_of,
 )
-from extauthz.store.base import BooksClosedError, StoredReservation, StoreError, check_keys
+from extauthz.store.base import BooksClosedError, StoreError
 from extauthz.store.bookkeeping import Bookkeeping
 from extauthz.store.cluster import ClusterTopology
 from extauthz.store.codec import (
     SKEW,
-    archive_key,
     check_replicas,
     checked,
     claim_call,
@@ -51,26 +46,18 @@ from extauthz.store.codec import (
     leases_key,
     open_call,
     override_call,
-    overrides_key,
-    pairs,
     record_key,
     release_call,
     renew_call,
     reserve_call,
-    rolling_balance,
-    rows_key,
     seal_call,
     settle_call,
-    standing_in,
-    stored,
     sum_of,
-    unconfirmed_key,
 )
 from extauthz.store.connections import Connections
 from extauthz.store.courier import Courier
-from extauthz.store.override_fields import overrides_of
 from extauthz.store.readiness import check_server
-from extauthz.store.row_fields import row_of, seq_of
+from extauthz.store.redis_reads import RedisReads
 from extauthz.store.script import Call, Wait
 from extauthz.store.sentinel import SentinelTopology
 from extauthz.store.topology import Standalone, Topology
@@ -80,13 +67,13 @@ COMMAND_TIMEOUT_S = 1.0
 CONNECTIONS_MAX = 32
 
 
-class RedisStore:
+class RedisStore(RedisReads):
     """A `LedgerStore` on one primary, on that which Sentinels name, or on a Cluster."""
 
     def __init__(
         self, courier: Courier, *, require_durable: bool = True, wait: Wait | None = None
     ) -> None:
-        self._courier = courier
+        super().__init__(courier)
         self._require_durable = require_durable
         self._wait = wait
         self._open_orgs: set[str] = set()
@@ -236,51 +223,6 @@ class RedisStore:
             check_replicas(self._wait.replicas, id_, applied, int(rest.pop()))
         return Applied(applied)
 
-    async def overrides(self, org: str, at_ms: int) -> Overrides:
-        """See `LedgerStore`."""
-        (flat,) = await self._courier.read(org, ("HGETALL", overrides_key(org)))
-        return overrides_of(pairs(flat), at_ms)
-
-    async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
-        """See `LedgerStore`."""
-        check_keys(org, keys)
-        widths = [width_of(key) for key in keys]
-        replies = await self._courier.read(
-            org,
-            *(
-                ("HMGET", key, "spent", "held") if width is None else ("HGETALL", key)
-                for key, width in zip(keys, widths, strict=True)
-            ),
-        )
-        return tuple(
-            Balance(int(reply[0] or 0), int(reply[1] or 0))
-            if width is None
-            else rolling_balance(pairs(reply), oldest_bucket(at_ms, width))
-            for reply, width in zip(replies, widths, strict=True)
-        )
-
-    async def open_reservations(self, org: str) -> int:
-        """See `LedgerStore`."""
-        (count,) = await self._courier.read(org, ("ZCARD", leases_key(org)))
-        return int(count)
-
-    async def open_ids(self, org: str) -> list[str]:
-        """See `LedgerStore`."""
-        (ids,) = await self._courier.read(org, ("ZRANGE", leases_key(org), "0", "-1"))
-        return list(ids)
-
-    async def unconfirmed_ids(self, org: str) -> list[str]:
-        """See `LedgerStore`."""
-        but_the_opening = ("-inf", "(+inf", "BYSCORE")
-        (ids,) = await self._courier.read(org, ("ZRANGE", unconfirmed_key(org), *but_the_opening))
-        return list(ids)
-
-    async def rows(self, org: str, after_seq: int, count: int) -> list[Row]:
-        """See `LedgerStore`."""
-        place = (rows_key(org), f"0-{after_seq + 1}", "+", "COUNT", str(count))
-        (entries,) = await self._courier.read(org, ("XRANGE", *place))
-        return [row_of(*entry) for entry in entries]
-
     def expect_books(self, org: str) -> None:
         """See `LedgerStore`."""
         self._open_orgs.add(org)
@@ -299,24 +241,6 @@ class RedisStore:
         """See `LedgerStore`."""
         _, sealed = await self._run(seal_call(command, uuid4().hex))
         return Sealed(sealed)
-
-    async def standing(self, org: str) -> Standing:
-        """See `LedgerStore`."""
-        flat, is_open = await self._courier.read(
-            org, ("HGETALL", archive_key(org)), ("EXISTS", rows_key(org))
-        )
-        last_seq = 0
-        if is_open:
-            (stream,) = await self._courier.read(org, ("XINFO", "STREAM", rows_key(org)))
-            last_seq = seq_of(
-                dict(zip(stream[::2], stream[1::2], strict=True))["last-generated-id"]
-            )
-        return standing_in(pairs(flat), last_seq)
-
-    async def reservations(self, org: str, ids: Sequence[str]) -> dict[str, StoredReservation]:
-        """See `LedgerStore`."""
-        records = await self._courier.read(org, *(("HGETALL", record_key(org, id_)) for id_ in ids))
-        return {id_: stored(record) for id_, record in zip(ids, records, strict=True) if record}
 
     async def check_ready(self) -> None:
         """See `LedgerStore`."""
@@ -350,6 +274,8 @@ class RedisStore:
 
     async def _write(self, call: Call, at_ms: int) -> list[str]:
         """Run a script on books that are open: one task, so that nobody leaves between the two."""
+        if call.org in self._open_orgs and call.org not in self._distrusted:
+            return await self._run(call)
 
         async def work() -> list[str]:
             await self._open_books(call.org, at_ms)

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,27 @@ log = logging.getLogger(__name__)
 
 
 class AuditTimer:
-    """Runs `extauthz audit` every so often, and tells the metrics and the log what it found."""
+    """Runs `extauthz audit` every so often, and tells the metrics and the log what it found.
 
-    def __init__(self, config_path: Path, every_seconds: float, metrics: Metrics) -> None:
+    Where several services share a store, the one that has the archive does it.
+    """
+
+    def __init__(
+        self,
+        config_path: Path,
+        every_seconds: float,
+        metrics: Metrics,
+        has_archive: Callable[[], bool],
+    ) -> None:
         self._config_path, self._every_seconds = config_path, every_seconds
-        self._metrics = metrics
+        self._metrics, self._has_archive = metrics, has_archive
 
     async def run(self) -> None:
         """For ever; not at all where `books.audit_every` is 0."""
         while self._every_seconds:
             await asyncio.sleep(self._every_seconds)
-            await self.audit()
+            if self._has_archive():
+                await self.audit()
 
     async def audit(self) -> None:
         """Audit once. One that cannot be done changes no metric but its age, which grows."""

@@ -125,7 +125,12 @@ class Service:
             self._metrics,
             holder=f"{socket.gethostname()} {uuid7(clock())}",
         )
-        self._audits = AuditTimer(config_path, config.books.audit_every / 1000, self._metrics)
+        self._audits = AuditTimer(
+            config_path,
+            config.books.audit_every / 1000,
+            self._metrics,
+            lambda: self._archiver.is_archiving,
+        )
         self._admin = AdminServer(
             self._rules,
             self._store,

@@ -197,6 +197,8 @@ class Archiver:
         self._of: dict[str, OrgArchiver] = {}
         self._problems: dict[str, OperatorError | ClockSkewError] = {}
         self._round: asyncio.Task[None] | None = None
+        self.is_archiving = False
+        """whether it was the one that archives an org, when it looked last"""
 
     def behind(self, org: str) -> BehindError | None:
         """Why an org's counters must not be believed: the store has lost archived rows."""
@@ -234,6 +236,7 @@ class Archiver:
         await asyncio.shield(self._round)
 
     async def _look_at_all(self) -> None:
+        archives_any = False
         for org in self._orgs():
             is_archiving, problem = False, None
             archiver = self._archiver(org)
@@ -242,6 +245,8 @@ class Archiver:
             except (OperatorError, ClockSkewError) as error:
                 problem = error
             self._tell(org, archiver.standing, problem, is_archiving=is_archiving)
+            archives_any |= is_archiving
+        self.is_archiving = archives_any
 
     def _tell(
         self,

@@ -188,7 +188,9 @@ def event(call: Call, name: str) -> Command:
         "settle for more than was held": lambda: call.settle(20_000),
         "settle another cost": lambda: call.settle(710),
         "settle too old": lambda: call.settle(age_ms=2 * DAY_MS),
-        "settle where the counters are gone": lambda: Call(f"{call.org}-unused", call.id).settle(),
+        "settle where the counters are forgotten": lambda: Call(
+            f"{call.org}-unused", call.id
+        ).settle(forget_in_ms=-1),
         "release": call.release,
         "renew": call.renew,
         "renew with 1500 seen": lambda: call.renew(1500, 150),
@@ -215,7 +217,7 @@ TABLE = [
     Row("unknown", "release", RELEASED, Outcome.RELEASED),
     Row("unknown", "settle", SETTLED, Outcome.RECOVERED, spent=700),
     Row("unknown", "settle too old", None, Outcome.DEAD_LETTER),
-    Row("unknown", "settle where the counters are gone", None, Outcome.DEAD_LETTER),
+    Row("unknown", "settle where the counters are forgotten", None, Outcome.DEAD_LETTER),
     Row("unknown", "renew", None, False),
     Row("unknown", "expire", None, []),
     Row("held", "reserve", HELD, Reserved),

@@ -245,7 +245,10 @@ class Ledger:
     def _is_recoverable(self, command: Settle) -> bool:
         """Whether a reservation that the store has lost can be settled from its metadata."""
         young = command.at_ms - command.reserved_at_ms <= command.settle_horizon_ms
-        return young and all(charge.key in self.counters for charge in command.charges)
+        return young and all(
+            charge.key in self.counters or charge.forget_at_ms > command.at_ms
+            for charge in command.charges
+        )
 
     def _settle_unseen(self, command: Settle, known: _Reservation | None) -> Ending:
         """Charge a call that was never held here: the store has lost it, or it was given back."""

@@ -238,8 +238,10 @@ async def test_a_call_that_the_store_forgot_is_recovered_from_its_metadata():
     assert (await desk.spent())["usd"] == 3 * DOLLAR
 
 
-async def test_a_call_whose_windows_are_gone_is_a_dead_letter_that_is_told():
+async def test_a_call_whose_windows_are_forgotten_is_a_dead_letter_that_is_told():
     desk = Counter()
+    forgotten = tuple(p._replace(forget_at_ms=desk.clock() - 1) for p in desk.record.parts)
+    desk.record = replace(desk.record, parts=forgotten)
     assert await desk.ends(captured=captured(3)) == []
     assert desk.outcomes == [Outcome.DEAD_LETTER]
 

@@ -22,13 +22,15 @@ for at = ARGS_BEFORE + 1, #ARGV, ARGS_PER_CHARGE do
   counters_forget_at_ms[#counters_forget_at_ms + 1] = ARGV[at + 1]
 end
 
--- A counter that is gone has been forgotten with its window: nothing is applied there silently.
+-- A counter that was forgotten with its window: nothing is applied there silently. One that is gone
+-- before that was lost, as the reservation was: it is made anew.
 local function is_recoverable()
   if young ~= '1' then
     return false
   end
   for i = FIRST_COUNTER, #KEYS do
-    if redis.call('EXISTS', KEYS[i]) == 0 then
+    local forget = counters_forget_at_ms[i - FIRST_COUNTER + 1]
+    if redis.call('EXISTS', KEYS[i]) == 0 and tonumber(forget) <= tonumber(at_ms) then
       return false
     end
   end

@@ -4,7 +4,10 @@ Files are written whole or appended to, and never changed in the middle, so an o
 appends (or that takes a new object for each append) can serve as well.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +41,9 @@ class ArchiveStorage(Protocol):
 
     def cut(self, name: str, size: int) -> None:
         """Drop what a file has beyond a size."""
+
+    def lock(self) -> AbstractContextManager[bool]:
+        """Be the only one who writes, if nobody else is: whether one is, until this is left."""
 
 
 class ArchiveDirectory:
@@ -86,9 +92,7 @@ class ArchiveDirectory:
         """See `ArchiveStorage`."""
         path, part = self._directory / name, self._directory / f"{name}{_PART}"
         try:
-            if not self._directory.exists():
-                self._directory.mkdir(mode=0o700, parents=True)
-                _sync_directory(self._directory.parent)
+            self._make()
             _write(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, data)
             part.rename(path)
             _sync_directory(self._directory)
@@ -108,8 +112,34 @@ class ArchiveDirectory:
         except OSError as error:
             raise self._failed("cannot be written", path, error) from error
 
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """See `ArchiveStorage`. A process that ends, however that comes, has left it."""
+        try:
+            self._make()
+            descriptor = os.open(self._directory, os.O_RDONLY)
+        except OSError as error:
+            raise self._failed("cannot be written", self._directory, error) from error
+        try:
+            yield _is_locked(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _make(self) -> None:
+        if not self._directory.exists():
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync_directory(self._directory.parent)
+
     def _failed(self, what: str, path: Path, error: OSError) -> ArchiveError:
         return ArchiveError(f"{path}: {what} ({error.strerror})")
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write(path: Path, flags: int, data: bytes) -> None:

@@ -20,7 +20,7 @@ ROWS_PER_SEGMENT = 10_000
 
 
 class ArchiveWriter:
-    """The one writer of an archive. After an error it is not used again: open another one."""
+    """The one writer of an archive, under its lock; after an error, open another one."""
 
     def __init__(self, archive: Archive, *, rows_per_segment: int = ROWS_PER_SEGMENT) -> None:
         """Find the end of an archive, and mend what a crash has left there.
@@ -55,6 +55,15 @@ class ArchiveWriter:
     def last_hash(self) -> str:
         """What the line of the last row carries."""
         return self._hash.hex() if self.last_seq else ""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nobody else has written since; it is not used again where somebody has.
+
+        Raises:
+            ArchiveError: the head cannot be read.
+        """
+        return self._archive.head() == self._head
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add the next rows; they are on disk when this returns.

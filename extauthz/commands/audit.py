@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from extauthz.archive import ArchiveWriter, verify
+from extauthz.archive import verify
 from extauthz.commands.desk import Desk, run_at_desk, with_config
 from extauthz.money import format_usd
 from extauthz.policies import Policies, Unit
@@ -18,7 +18,7 @@ from extauthz.service.audit import Auditor
 from extauthz.service.audit_reader import Audit
 from extauthz.service.drift import Drift
 from extauthz.service.past import ArchivedPast
-from extauthz.service.rebuild import Rebuilder, RebuildError
+from extauthz.service.rebuild import NothingToRebuildError, Rebuilder, RebuildError
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -120,7 +120,7 @@ def _as_json(audit: Audit, repaired: Sequence[Drift], policies: Policies) -> Map
 async def _rebuild(desk: Desk, options: argparse.Namespace) -> None:
     if not options.reason.strip():
         raise RebuildError("--reason: say what happened; it is kept in the books")
-    done = 0
+    done, whole = 0, None
     for org in desk.policies.all_orgs:
         archive = desk.archive_of(org)
         if not archive.last_seq:
@@ -128,17 +128,23 @@ async def _rebuild(desk: Desk, options: argparse.Namespace) -> None:
         rebuilder = Rebuilder(
             desk.store,
             desk.store.bookkeeping,
-            await asyncio.to_thread(ArchiveWriter, archive),
+            archive,
             desk.clock,
             desk.policies.settle_horizon_ms,
         )
         work = rebuilder.go_on if options.go_on else rebuilder.rebuild
-        rebuilt = await work(org, reason=options.reason)
+        try:
+            rebuilt = await work(org, reason=options.reason)
+        except NothingToRebuildError as error:  # others may have lost theirs
+            whole = error
+            continue
         done += 1
         counts = ", ".join(
             f"{n} {name}" for name, n in asdict(rebuilt).items() if name != "last_seq"
         )
         print(f"{org}: the books go on after row {rebuilt.last_seq}: {counts}")
+    if not done and whole:
+        raise whole
     if not done:
         raise RebuildError("nothing was archived yet, so there is nothing to rebuild from")
     print("What was written after the last archived row is found in the file access log, if there")

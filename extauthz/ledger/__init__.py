@@ -22,7 +22,7 @@ A *counter* is one budget in one window: `spent` (settled) and `held` (open rese
 | - | reserve, agent or team paused | - | - | unchanged |
 | - | abandon, release | released | released | unchanged; a later reserve of the id is refused |
 | - | settle, young enough | settled | recovered | spent += cost |
-| - | settle, too old or a counter is gone | - | dead_letter | unchanged |
+| - | settle, too old or a counter is forgotten | - | dead_letter | unchanged |
 | - | renew, lease runs out | - | - | unchanged |
 | held | reserve | held | - | unchanged |
 | held | renew | held | - | lease moves on |
@@ -74,6 +74,7 @@ from extauthz.ledger.overrides import (
     BudgetOverride,
     Change,
     Override,
+    OverrideBook,
     Overrides,
     Part,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "Ledger",
     "Outcome",
     "Override",
+    "OverrideBook",
     "Overrides",
     "Part",
     "Paused",

@@ -87,11 +87,23 @@ class OrgArchiver:
                 standing, await asyncio.to_thread(lambda: self._archive.last_seq)
             )
             return False
-        if self._writer is None or self._sealed_seq != standing.through_seq:
-            self._writer = await self._open(standing)
-        self._must_not_be_behind(standing, self._writer.last_seq)
-        await self._archive_all(self._writer)
+        with self._archive.storage.lock() as is_ours:
+            if not is_ours:  # they are rebuilt
+                self._writer = None
+                return False
+            if not await self._is_at_the_end(standing):
+                self._writer = await self._open(standing)
+            assert self._writer is not None
+            self._must_not_be_behind(standing, self._writer.last_seq)
+            await self._archive_all(self._writer)
         return True
+
+    async def _is_at_the_end(self, standing: Standing) -> bool:
+        """Whether the writer is where the store and the archive are by now."""
+        writer = self._writer
+        if writer is None or self._sealed_seq != standing.through_seq:
+            return False
+        return await asyncio.to_thread(lambda: writer.is_current)
 
     async def _archive_all(self, writer: ArchiveWriter) -> None:
         while True:

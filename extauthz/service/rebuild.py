@@ -2,37 +2,44 @@
 
 The order makes it safe to stop anywhere and begin again: what the store still has and the archive
 has not is archived first; then the books are closed, so that nothing is granted or charged; then
-everything is put back; the last step opens the books. Until then every Check is refused.
+everything is put back, what operators have changed too; the last step opens the books. Until then
+every Check is refused. All of it under the archive's lock, so that nobody else writes meanwhile.
 
 What cannot be known is what was written after the archive's last row and is gone with the store:
 the file access log has it (`extauthz reconcile`), and charges it as `recovered`.
 """
 
+import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from extauthz.archive import ArchiveWriter
+from extauthz.archive import Archive, ArchiveWriter
 from extauthz.errors import OperatorError
 from extauthz.ledger import (
     Applied,
     Change,
     Counter,
     Override,
+    OverrideBook,
     Row,
     RowOutcome,
+    Standing,
     State,
     Tally,
     counter_name,
     width_of,
 )
+from extauthz.service.lines import NEVER_MS
 from extauthz.service.rules import Clock
 from extauthz.store.base import StoredReservation, counter_key_of
 from extauthz.store.bookkeeping import Bookkeeping
 
 _ROWS_AT_ONCE = 1000
+_TRIES, _PAUSE_S = 100, 0.1
 _KEPT_MS = 35 * 86_400_000
 _STATES = {
     RowOutcome.SETTLED: State.SETTLED,
@@ -45,8 +52,15 @@ _STATES = {
 }
 
 
+_AFTER_EXPIRY = frozenset({RowOutcome.SETTLED, RowOutcome.RECOVERED, RowOutcome.LATE})
+
+
 class RebuildError(OperatorError):
-    """Nothing to rebuild, or not now; the text says why."""
+    """Not now; the text says why."""
+
+
+class NothingToRebuildError(RebuildError):
+    """The store has all that the archive has."""
 
 
 class Ledger(Protocol):
@@ -61,8 +75,8 @@ class Ledger(Protocol):
     async def reservations(self, org: str, ids: list[str]) -> dict[str, StoredReservation]:
         """How these stand."""
 
-    async def override(self, command: Override) -> Applied:
-        """Change a limit, or pause somebody."""
+    async def standing(self, org: str) -> Standing:
+        """How far the rows go, and how far they are sealed."""
 
 
 @dataclass(slots=True)
@@ -75,7 +89,7 @@ class Rebuilt:
         contradicted: rows of the store about calls that the archive knows ended: left out.
         counters: how many were made again.
         endings: how many ended reservations are remembered again.
-        overrides: how many changes by operators were carried out again.
+        overrides: how many changes by operators are known again.
     """
 
     last_seq: int = 0
@@ -93,14 +107,27 @@ class _Books:
     tally: Tally = field(default_factory=Tally)
     endings: dict[str, Row] = field(default_factory=dict)
     """the last row that ended each reservation, as long as it is to be remembered"""
-    overrides: list[Row] = field(default_factory=list)
+    overrides: dict[str, Row] = field(default_factory=dict)
+    """each by its id, in order"""
 
-    def add(self, row: Row, remembered_after_ms: int) -> None:
+    def add(self, row: Row, *, is_remembered: bool) -> None:
         self.tally.add(row)
-        if row.outcome in _STATES and row.at_ms > remembered_after_ms:
+        if row.outcome in _STATES and is_remembered:
             self.endings[row.id] = row
         if row.outcome is RowOutcome.OVERRIDE:
-            self.overrides.append(row)
+            self.overrides.setdefault(row.id, row)
+
+    def news_in(self, row: Row) -> Row | None:
+        """What a row that only the store has adds to these; None: nothing."""
+        if row.outcome is RowOutcome.OVERRIDE:
+            return None if row.id in self.overrides else row
+        ending = self.endings.get(row.id)
+        if ending is None:
+            return row
+        if _STATES[ending.outcome] is State.EXPIRED and row.outcome in _AFTER_EXPIRY:
+            return _corrected(ending, row)
+        was_given_back = _STATES[ending.outcome] is State.RELEASED
+        return row if was_given_back and row.outcome is RowOutcome.ANOMALY else None
 
 
 class Rebuilder:
@@ -110,13 +137,13 @@ class Rebuilder:
         self,
         ledger: Ledger,
         bookkeeping: Bookkeeping,
-        writer: ArchiveWriter,
+        archive: Archive,
         clock: Clock,
         settle_horizon_ms: int,
     ) -> None:
         self._ledger = ledger
         self._bookkeeping = bookkeeping
-        self._writer = writer
+        self._archive = archive
         self._clock = clock
         self._horizon_ms = settle_horizon_ms
 
@@ -124,65 +151,99 @@ class Rebuilder:
         """Put everything back that the archive knows, and open the books.
 
         Raises:
-            RebuildError: the store has all that the archive has.
+            NothingToRebuildError: the store has all that the archive has.
+            RebuildError: rows are written meanwhile.
             StoreError: begin again; until then the books are closed.
         """
         result = Rebuilt()
-        books = await self._adopt(org, result)
-        await self._restore_endings(org, books, result)
-        await self._restore_counters(org, books, result)
-        await self._open(org, {"rebuilt": reason}, result)
-        await self._repeat_overrides(org, books, result)
+        async with self._writer() as writer:
+            books = await self._adopt(org, writer, result)
+            await self._restore_endings(org, books, result)
+            await self._restore_counters(org, books, result)
+            await self._restore_overrides(org, books, result)
+            await self._open(org, writer, {"rebuilt": reason})
         return result
 
     async def go_on(self, org: str, *, reason: str) -> Rebuilt:
         """Open the books as the store stands: what it has lost is not counted any more.
 
         Raises:
-            RebuildError: the store has all that the archive has.
+            NothingToRebuildError: the store has all that the archive has.
+            RebuildError: rows are written meanwhile.
             StoreError: begin again; until then the books are closed.
         """
         result = Rebuilt()
-        await self._adopt(org, result)
-        await self._open(org, {"gone on without": reason}, result)
+        async with self._writer() as writer:
+            await self._adopt(org, writer, result)
+            await self._open(org, writer, {"gone on without": reason})
         return result
 
-    async def _adopt(self, org: str, result: Rebuilt) -> _Books:
+    @asynccontextmanager
+    async def _writer(self) -> AsyncIterator[ArchiveWriter]:
+        """The archive's writer, alone: a service that archives, or another rebuild, is waited for.
+
+        Raises:
+            RebuildError: it goes on.
+        """
+        for _ in range(_TRIES):
+            with self._archive.storage.lock() as is_ours:
+                if is_ours:
+                    yield await asyncio.to_thread(ArchiveWriter, self._archive)
+                    return
+            await asyncio.sleep(_PAUSE_S)
+        raise RebuildError(
+            f"{self._archive.storage.place}: another process writes to this archive, a service or "
+            "a rebuild: wait for it, and start again"
+        )
+
+    async def _adopt(self, org: str, writer: ArchiveWriter, result: Rebuilt) -> _Books:
         """Archive what only the store has, close the books, and read all that is archived."""
-        archive, books = self._writer.archive, _Books()
-        remembered_after_ms = self._clock() - self._horizon_ms
-        for row in archive.rows():
-            books.add(row, remembered_after_ms)
-        last_read, news = 0, []
+        standing = await self._ledger.standing(org)
         stream = [row async for row in self._stream(org)]
-        if stream:
-            last_read = stream[-1].seq
-            is_behind = last_read < archive.last_seq
-            archived = {row.seq: row for row in archive.rows(stream[0].seq - 1)}
-            news = [row for row in stream if archived.get(row.seq) != row]
-            has_diverged = any(row.seq in archived for row in news)
-            if not (is_behind or has_diverged):
-                raise RebuildError(
-                    f"the store has all that the archive of the org '{org}' has: there is nothing "
-                    "to rebuild; `extauthz audit` compares its counters"
-                )
+        last_read = max(standing.last_seq, stream[-1].seq if stream else 0)
+        archived = {row.seq: row for row in self._archived(stream)}
+        news = [row for row in stream if archived.get(row.seq) != row]
+        has_diverged = any(row.seq in archived for row in news)
+        if not has_diverged and self._is_whole(standing, stream, last_read):
+            raise NothingToRebuildError(
+                f"the store has all that the archive of the org '{org}' has: there is nothing to "
+                "rebuild; `extauthz audit` compares its counters"
+            )
+        books, remembered_after_ms = _Books(), self._clock() - self._horizon_ms
+        open_ids = frozenset(await self._ledger.open_ids(org))
+        for row in self._archive.rows():
+            is_remembered = row.at_ms > remembered_after_ms or row.id in open_ids
+            books.add(row, is_remembered=is_remembered)
         for row in news:
             if row.outcome in (RowOutcome.OPENED, RowOutcome.REPAIR):
                 continue
-            if row.id in books.endings and row.outcome is not RowOutcome.OVERRIDE:
-                result.contradicted += 1
+            new = books.news_in(row)
+            if new is None:
+                result.contradicted += row.outcome is not RowOutcome.OVERRIDE
                 continue
-            adopted = replace(row, seq=self._writer.last_seq + 1)
-            self._writer.append([adopted])
-            books.add(adopted, remembered_after_ms)
+            adopted = replace(new, seq=writer.last_seq + 1)
+            writer.append([adopted])
+            books.add(adopted, is_remembered=True)
             result.adopted += 1
         if not await self._bookkeeping.close(org, last_read):
             raise RebuildError(
                 f"rows were written to the books of the org '{org}' meanwhile: stop the services "
                 "on this store, and start again"
             )
-        result.last_seq = self._writer.last_seq
+        result.last_seq = writer.last_seq
         return books
+
+    def _archived(self, stream: Sequence[Row]) -> Iterator[Row]:
+        """The archived rows that may be in the store as well."""
+        return self._archive.rows(stream[0].seq - 1) if stream else iter(())
+
+    def _is_whole(self, standing: Standing, stream: Sequence[Row], last_read: int) -> bool:
+        """Whether the store knows of every row that is archived, and has every one that is not."""
+        through = standing.through_seq
+        first = stream[0].seq if stream else last_read + 1
+        if last_read < self._archive.last_seq or first > through + 1:
+            return False
+        return not through or self._archive.hash_at(through) == standing.hash
 
     async def _stream(self, org: str) -> AsyncIterator[Row]:
         after_seq = 0
@@ -231,30 +292,55 @@ class Rebuilder:
                         held[counter_name(key)] += amount
         return held
 
-    async def _open(self, org: str, words: dict[str, str], result: Rebuilt) -> None:
-        particulars = json.dumps(words, separators=(",", ":"))
-        await self._bookkeeping.restore_archived(org, result.last_seq, self._writer.last_hash)
-        await self._bookkeeping.open(org, self._clock(), result.last_seq + 1, particulars)
-
-    async def _repeat_overrides(self, org: str, books: _Books, result: Rebuilt) -> None:
-        """Carry out again, in order, what operators had changed."""
-        for row in books.overrides:
-            words = json.loads(row.particulars)
-            at_ms = self._clock()
-            applied = await self._ledger.override(
-                Override(
-                    row.id,
-                    org,
-                    at_ms,
-                    Change(words["change"]),
-                    words["target"],
-                    at_ms + self._horizon_ms,
-                    int(words.get("amount", "0")),
-                    int(words["until_ms"]) if "until_ms" in words else None,
-                    words.get("note", ""),
+    async def _restore_overrides(self, org: str, books: _Books, result: Rebuilt) -> None:
+        """What operators had changed holds as it would, had nothing been lost."""
+        book, now_ms = OverrideBook(), self._clock()
+        for row in books.overrides.values():
+            command = self._override_in(org, row)
+            result.overrides += book.apply(command) is Applied.APPLIED
+            if command.forget_at_ms > now_ms:
+                await self._bookkeeping.restore_override_id(
+                    org, command.id, command.content, command.forget_at_ms
                 )
-            )
-            result.overrides += applied is Applied.APPLIED
+        await self._bookkeeping.restore_overrides(org, book.at(now_ms))
+
+    def _override_in(self, org: str, row: Row) -> Override:
+        words = json.loads(row.particulars)
+        until_ms = int(words["until_ms"]) if "until_ms" in words else None
+        end_ms = row.at_ms + NEVER_MS if until_ms is None else until_ms
+        return Override(
+            row.id,
+            org,
+            row.at_ms,
+            Change(words["change"]),
+            words["target"],
+            end_ms + self._horizon_ms,
+            int(words.get("amount", "0")),
+            until_ms,
+            words.get("note", ""),
+        )
+
+    async def _open(self, org: str, writer: ArchiveWriter, words: dict[str, str]) -> None:
+        particulars = json.dumps(words, separators=(",", ":"))
+        await self._bookkeeping.restore_archived(org, writer.last_seq, writer.last_hash)
+        await self._bookkeeping.open(org, self._clock(), writer.last_seq + 1, particulars)
+
+
+def _corrected(ending: Row, row: Row) -> Row | None:
+    """What a call did cost, told after its lease was charged; None if that is known already."""
+    charged_at = {posting.counter: posting.charged for posting in ending.postings}
+    if charged_at.keys() != {posting.counter for posting in row.postings}:
+        return None
+    postings = tuple(
+        replace(posting, held=0, before=charged_at[posting.counter]) for posting in row.postings
+    )
+    return replace(
+        row,
+        outcome=RowOutcome.LATE,
+        cost_before_nanousd=ending.cost_nanousd,
+        charged_at_ms=ending.charged_at_ms,
+        postings=postings,
+    )
 
 
 def _record_fields(org: str, row: Row, state: State) -> Iterator[tuple[str, str]]:

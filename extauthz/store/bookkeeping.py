@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from extauthz.ledger import RowOutcome
+from extauthz.ledger import Overrides, RowOutcome
 from extauthz.store import script
 from extauthz.store.base import BooksClosedError, StoreError, check_keys, org_prefix
 from extauthz.store.codec import (
@@ -11,11 +11,14 @@ from extauthz.store.codec import (
     archive_key,
     checked,
     open_call,
+    override_id_key,
+    overrides_key,
     own_keys,
     pairs,
     record_key,
 )
 from extauthz.store.courier import Courier
+from extauthz.store.override_fields import fields_of
 from extauthz.store.script import Call
 
 _SCANNED_AT_ONCE = 1000
@@ -109,7 +112,7 @@ class Bookkeeping:
         return (await self._run(call))[1] == "repaired"
 
     async def close(self, org: str, last_read: int) -> bool:
-        """Close the books; False if a row was written after those that were read."""
+        """Close the books; False if a row was written after `last_read`, even if it is archived."""
         call = Call(script.CLOSE, org, own_keys(org, OPENING_ID)[:3], (OPENING_ID, str(last_read)))
         return (await self._run(call))[1] == "closed"
 
@@ -132,8 +135,27 @@ class Bookkeeping:
             BooksOpenError: the books are open.
         """
         words = [word for pair in fields.items() for word in pair]
-        unconfirmed = id_ if expired else ""
-        await self._restore(org, record_key(org, id_), words, forget_at_ms, unconfirmed)
+        key = record_key(org, id_)
+        await self._restore(org, key, words, forget_at_ms, ended=id_, unconfirmed=expired)
+
+    async def restore_overrides(self, org: str, overrides: Overrides) -> None:
+        """Put back what operators have changed, instead of what there is.
+
+        Raises:
+            BooksOpenError: the books are open.
+        """
+        words = [word for pair in fields_of(overrides).items() for word in pair]
+        await self._restore(org, overrides_key(org), words, None)
+
+    async def restore_override_id(
+        self, org: str, id_: str, content: str, forget_at_ms: int
+    ) -> None:
+        """Put back what an override has said, so that a repeat of it changes nothing.
+
+        Raises:
+            BooksOpenError: the books are open.
+        """
+        await self._restore(org, override_id_key(org, id_), [content], forget_at_ms)
 
     async def restore_archived(self, org: str, through_seq: int, hash_: str) -> None:
         """Put back up to which row the books are archived, and what proves it.
@@ -157,10 +179,17 @@ class Bookkeeping:
         return True
 
     async def _restore(
-        self, org: str, key: str, words: list[str], forget_at_ms: int | None, unconfirmed: str = ""
+        self,
+        org: str,
+        key: str,
+        words: list[str],
+        forget_at_ms: int | None,
+        *,
+        ended: str = "",
+        unconfirmed: bool = False,
     ) -> None:
         until = "" if forget_at_ms is None else str(forget_at_ms)
-        args = (OPENING_ID, until, unconfirmed, *words)
+        args = (OPENING_ID, until, ended, str(int(unconfirmed)), *words)
         call = Call(script.RESTORE, org, (*own_keys(org, OPENING_ID), key), args)
         if (await self._run(call))[1] == "books_open":
             raise BooksOpenError(

@@ -59,6 +59,11 @@ def overrides_key(org: str) -> str:
     return f"{org_prefix(org)}overrides"
 
 
+def override_id_key(org: str, id_: str) -> str:
+    """Where it stands what an override has said."""
+    return f"{org_prefix(org)}o:{id_}"
+
+
 def rows_key(org: str) -> str:
     """Where an org's books stand."""
     return f"{org_prefix(org)}rows"
@@ -160,7 +165,7 @@ def expire_call(
 
 def override_call(command: Override, wait: Wait | None) -> Call:
     """See `scripts/override.lua`."""
-    own_id = f"{org_prefix(command.org)}o:{command.id}"
+    own_id = override_id_key(command.org, command.id)
     return Call(
         script.OVERRIDE,
         command.org,

@@ -28,6 +28,20 @@ def overrides_of(fields: Mapping[str, str], at_ms: int) -> Overrides:
     return Overrides(budgets, pauses)
 
 
+def fields_of(overrides: Overrides) -> dict[str, str]:
+    """The hash that says this."""
+    fields = {f"{_PAUSE}{who}": _ending(end) for who, end in overrides.pauses.items()}
+    for budget_id, found in overrides.budgets.items():
+        words = [f"={part.amount}{_ending(part.until_ms)}" for part in found.limits]
+        words += [f"+{part.amount}{_ending(part.until_ms)}" for part in found.top_ups]
+        fields[budget_id] = " ".join(words)
+    return fields
+
+
+def _ending(until_ms: int | None) -> str:
+    return "@" if until_ms is None else f"@{until_ms}"
+
+
 def _budget(text: str) -> BudgetOverride:
     limits: list[Part] = []
     top_ups: list[Part] = []

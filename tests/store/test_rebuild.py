@@ -1,5 +1,6 @@
 """A store that has lost everything, or the last minutes, stands again as the books say."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,24 @@ import redis
 from ledger_calls import DAY_MS, Call, now_ms
 from servers import Server
 
-from extauthz.archive import Archive, ArchiveDirectory, ArchiveWriter, Chain
-from extauthz.ledger import Change, Outcome, Override, Row, RowOutcome, Tally
+from extauthz.archive import Archive, ArchiveDirectory, ArchiveWriter, Chain, verify
+from extauthz.ledger import (
+    Change,
+    Charge,
+    Hold,
+    Outcome,
+    Override,
+    Reserve,
+    Row,
+    RowOutcome,
+    Seal,
+    Sealed,
+    Settle,
+    Tally,
+)
 from extauthz.service.audit import Auditor
 from extauthz.service.rebuild import Rebuilder, RebuildError
-from extauthz.store.base import BooksClosedError
+from extauthz.store.base import BooksClosedError, counter_key
 from extauthz.store.redis import RedisStore
 
 
@@ -38,6 +52,15 @@ class Books:
     async def seal(self) -> None:
         self.writer.append(await self.store.rows(self.org, self.writer.last_seq, 10_000))
 
+    async def trim(self) -> None:
+        """As an archiver does when the rows are archived."""
+        at_ms = now_ms()
+        standing = await self.store.claim_archive(self.org, "archiver", at_ms, at_ms + 1)
+        last_seq, last_hash = self.writer.last_seq, self.writer.last_hash
+        through = standing.through_seq
+        seal = Seal(self.org, at_ms, "archiver", at_ms + 1, through, last_seq, last_hash)
+        assert await self.store.seal(seal) is Sealed.SEALED
+
     def lose_everything(self) -> None:
         with self.server.client() as client:
             for key in client.scan_iter(f"xa1:{{{self.org}}}:*"):
@@ -55,7 +78,7 @@ class Books:
                 client.restore(key, 0, value)
 
     def rebuilder(self) -> Rebuilder:
-        return Rebuilder(self.store, self.store.bookkeeping, self.writer, now_ms, DAY_MS)
+        return Rebuilder(self.store, self.store.bookkeeping, self.archive, now_ms, DAY_MS)
 
     async def balances(self) -> Any:
         return await self.store.balances(self.org, self.call.keys, now_ms())
@@ -227,3 +250,179 @@ async def test_going_on_without_what_was_lost_is_a_row_with_its_reason(books: Bo
     assert "do not matter" in row.particulars
     assert (await books.balances())[0].spent == 0
     assert replace(row, seq=0).id == "books"
+
+
+async def test_who_was_paused_is_paused_before_the_books_are_open(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a rebuild that is stopped then would leave everybody running whom somebody has stopped."""
+    await settled(books)
+    at_ms = now_ms()
+    pause = Override("o", books.org, at_ms, Change.PAUSE, "agent:bot", at_ms + DAY_MS)
+    await books.store.override(pause)
+    await books.seal()
+    books.lose_everything()
+    rebuilder = books.rebuilder()
+
+    async def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rebuilder, "_open", stop)
+    with pytest.raises(KeyboardInterrupt):
+        await rebuilder.rebuild(books.org, reason="x")
+
+    assert "agent:bot" in (await books.store.overrides(books.org, now_ms())).pauses
+
+
+async def test_a_top_up_is_there_once_however_often_the_books_are_rebuilt(books: Books) -> None:
+    at_ms = now_ms()
+    top_up = Override("o", books.org, at_ms, Change.TOP_UP, "b", at_ms + DAY_MS, 7)
+    await books.store.override(top_up)
+    await books.seal()
+    before = await books.store.overrides(books.org, now_ms())
+    with books.server.client() as client:  # its id may be forgotten while it holds still
+        client.delete(f"xa1:{{{books.org}}}:o:o")
+        client.delete(f"xa1:{{{books.org}}}:rows")
+
+    await books.rebuilder().rebuild(books.org, reason="x")
+
+    assert await books.store.overrides(books.org, now_ms()) == before
+    assert (await books.store.override(replace(top_up, at_ms=now_ms()))).value == "duplicate"
+
+
+async def test_a_store_whose_rows_are_all_sealed_is_left_alone(books: Books) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+
+    with pytest.raises(RebuildError, match="nothing to rebuild"):
+        await books.rebuilder().rebuild(books.org, reason="x")
+
+    assert (await books.store.reserve(books.call.sibling().reserve())) is not None
+
+
+async def test_a_store_that_forgot_how_far_it_is_sealed_is_rebuilt(books: Books) -> None:
+    """An archiver distrusts it; so there must be a way out, even where nothing else is lost."""
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    await settled(books, 5)
+    with books.server.client() as client:
+        client.delete(f"xa1:{{{books.org}}}:archive")
+
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="x")
+
+    assert rebuilt.adopted == 1
+    assert (await books.balances())[0].spent == 705
+    assert await books.is_clean()
+
+
+async def test_a_row_that_is_written_and_sealed_meanwhile_stops_a_rebuild(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await settled(books)
+    old = books.snapshot()
+    await settled(books, 40)
+    await books.seal()
+    books.go_back_to(old)
+    bookkeeping = books.store.bookkeeping
+    rebuilder = Rebuilder(books.store, bookkeeping, books.archive, now_ms, DAY_MS)
+    close = bookkeeping.close
+
+    async def close_late(org: str, last_read: int) -> bool:
+        await settled(books, 5)
+        with books.server.client() as client:
+            client.xtrim(f"xa1:{{{org}}}:rows", maxlen=0)
+        return await close(org, last_read)
+
+    monkeypatch.setattr(bookkeeping, "close", close_late)
+    with pytest.raises(RebuildError, match="meanwhile"):
+        await rebuilder.rebuild(books.org, reason="x")
+
+    assert (await books.balances())[0].spent == 705
+
+
+@pytest.mark.parametrize("cost", [100, 3000])
+async def test_what_only_a_store_that_fell_back_knows_of_an_expired_call_is_kept(
+    books: Books, cost: int
+) -> None:
+    late, ended = books.call.sibling(), books.call.sibling()
+    await books.store.reserve(late.reserve(lease_ms=-1))
+    await books.store.expire(books.org, now_ms(), DAY_MS, 9)
+    await books.store.reserve(ended.reserve(lease_ms=-1))
+    old = books.snapshot()
+    await books.store.expire(books.org, now_ms(), DAY_MS, 9)
+    await settled(books, 40)
+    await settled(books, 40)
+    await books.seal()
+    books.go_back_to(old)
+    assert (await books.store.settle(late.settle(cost))).outcome is Outcome.LATE
+    assert (await books.store.settle(ended.settle(cost))).outcome is Outcome.SETTLED
+
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="failed over")
+
+    assert (rebuilt.adopted, rebuilt.contradicted) == (2, 0)
+    assert (await books.balances())[0].spent == 2 * cost + 80
+    assert await books.is_clean()
+    for call in (late, ended):
+        assert (await books.store.settle(call.settle(cost))).outcome is Outcome.DUPLICATE
+
+
+@pytest.mark.parametrize("horizon_ms", [DAY_MS, -1000], ids=["lately", "long ago"])
+async def test_what_a_store_that_was_set_back_holds_is_not_charged_if_it_has_ended(
+    books: Books, horizon_ms: int
+) -> None:
+    call = books.call.sibling()
+    await books.store.reserve(call.reserve(lease_ms=-1))
+    old = books.snapshot()
+    await books.store.settle(call.settle(300))
+    await books.seal()
+    books.go_back_to(old)
+    rebuilder = Rebuilder(books.store, books.store.bookkeeping, books.archive, now_ms, horizon_ms)
+
+    await rebuilder.rebuild(books.org, reason="an old copy")
+
+    assert await books.store.open_reservations(books.org) == 0
+    assert await books.is_clean()
+    await books.store.expire(books.org, now_ms(), DAY_MS, 9)
+    assert [(b.spent, b.held) for b in await books.balances()] == [(300, 0), (30, 0)]
+
+
+async def test_of_two_rebuilds_at_once_the_second_finds_nothing_to_do(books: Books) -> None:
+    await settled(books)
+    old = books.snapshot()
+    await settled(books, 10)
+    await books.seal()
+    books.go_back_to(old)
+    for _ in range(5):
+        await settled(books, 10)
+
+    answers = await asyncio.gather(
+        *(books.rebuilder().rebuild(books.org, reason=word) for word in "ab"),
+        return_exceptions=True,
+    )
+
+    assert [isinstance(answer, RebuildError) for answer in answers].count(True) == 1, answers
+    assert not verify(books.archive).findings
+    assert [balance.spent for balance in await books.balances()] == [760, 76]
+    assert await books.is_clean()
+
+
+async def test_a_lost_call_is_recovered_in_a_window_of_which_no_row_is_left(books: Books) -> None:
+    """As every call in the first seconds of a minute: its budget of the day counts it, too."""
+    await settled(books)
+    await books.seal()
+    at_ms = now_ms()
+    keys = (books.call.keys[0], counter_key(books.org, "minute", at_ms // 60_000 * 60))
+    holds = tuple(Hold(key, 1000, 10_000, at_ms + DAY_MS) for key in keys)
+    await books.store.reserve(Reserve("lost", books.org, at_ms, at_ms + DAY_MS, holds))
+    books.lose_everything()
+    await books.rebuilder().rebuild(books.org, reason="flushed")
+
+    charges = tuple(Charge(key, 900, at_ms + DAY_MS) for key in keys)
+    ending = await books.store.settle(Settle("lost", books.org, now_ms(), at_ms, DAY_MS, charges))
+
+    assert ending.outcome is Outcome.RECOVERED
+    balances = await books.store.balances(books.org, keys, now_ms())
+    assert [balance.spent for balance in balances] == [1600, 900]
+    assert await books.is_clean()

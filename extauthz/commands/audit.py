@@ -45,7 +45,7 @@ def add_rebuild_to(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="restore nothing: open the books, and count what was lost no more",
     )
     with_config(rebuild)
-    rebuild.set_defaults(run=run_at_desk(_rebuild))
+    rebuild.set_defaults(run=run_at_desk(rebuild_orgs))
 
 
 async def _audit(desk: Desk, options: argparse.Namespace) -> None:
@@ -117,7 +117,12 @@ def _as_json(audit: Audit, repaired: Sequence[Drift], policies: Policies) -> Map
     }
 
 
-async def _rebuild(desk: Desk, options: argparse.Namespace) -> None:
+async def rebuild_orgs(desk: Desk, options: argparse.Namespace) -> None:
+    """Rebuild every org that has lost something.
+
+    Raises:
+        RebuildError: none has, or one cannot be rebuilt now.
+    """
     if not options.reason.strip():
         raise RebuildError("--reason: say what happened; it is kept in the books")
     done, whole = 0, None

@@ -1,9 +1,11 @@
 """A store that has lost everything, or the last minutes, stands again as the books say."""
 
+import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from ledger_calls import DAY_MS, Call, now_ms
 from servers import Server
 
 from extauthz.archive import Archive, ArchiveDirectory, ArchiveWriter, Chain, verify
+from extauthz.commands.audit import rebuild_orgs
 from extauthz.ledger import (
     Change,
     Charge,
@@ -426,3 +429,26 @@ async def test_a_lost_call_is_recovered_in_a_window_of_which_no_row_is_left(book
     balances = await books.store.balances(books.org, keys, now_ms())
     assert [balance.spent for balance in balances] == [1600, 900]
     assert await books.is_clean()
+
+
+async def test_an_org_that_has_lost_nothing_keeps_no_other_from_its_rebuild(
+    store: RedisStore, any_server: Server, tmp_path: Path
+) -> None:
+    """As when a rebuild was stopped between two orgs, or one node of a Cluster was flushed."""
+    whole, lost = (Books(store, any_server, tmp_path / name) for name in ("whole", "lost"))
+    for books in (whole, lost):
+        await settled(books)
+        await books.seal()
+    lost.lose_everything()
+    archives = {books.org: books.archive for books in (whole, lost)}
+    policies = SimpleNamespace(all_orgs=tuple(archives), settle_horizon_ms=DAY_MS)
+    desk: Any = SimpleNamespace(
+        policies=policies, store=store, clock=now_ms, archive_of=archives.__getitem__
+    )
+    options = argparse.Namespace(reason="one was flushed", go_on=False)
+
+    await rebuild_orgs(desk, options)
+
+    assert (await lost.balances())[0].spent == 700
+    with pytest.raises(RebuildError, match="nothing to rebuild"):
+        await rebuild_orgs(desk, options)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 KEY_PREFIX = "xa_"
 KEY_HASH_PREFIX = "sha256:"
 _BEARER = "bearer "
-_KEY_HEADERS = ("x-api-key", "api-key")
-"""Of Anthropic's SDKs and of those for Azure."""
+_KEY_HEADERS = ("x-api-key", "api-key", "x-goog-api-key")
+"""Of Anthropic's SDKs, of those for Azure, and of Google's."""
 
 
 class CredentialError(ValueError):
@@ -50,11 +50,12 @@ def read_credential(headers: Mapping[str, str]) -> str:
     if not found:
         raise CredentialError(
             "no virtual key: set the SDK's api_key to the agent's key (it is sent as "
-            "'Authorization: Bearer', 'x-api-key' or 'api-key')"
+            "'Authorization: Bearer', 'x-api-key', 'api-key' or 'x-goog-api-key')"
         )
     if len(found) > 1:
         raise CredentialError(
-            "two different keys: 'Authorization', 'x-api-key' and 'api-key' disagree, send one"
+            "two different keys: 'Authorization', 'x-api-key', 'api-key' and 'x-goog-api-key' "
+            "disagree, send one"
         )
     return found.pop()
 

@@ -45,8 +45,12 @@ local JSON_ROOT = {
   usageMetadata = USAGE, modelVersion = MODEL,  -- Gemini
 }
 -- Gemini without alt=sse streams one JSON list of objects, each a root of its own. Only a body of
--- content type JSON may be such a list, never the data of an SSE event.
-local JSON_LIST = {[NO_KEY] = {inside = {[OPEN_OBJECT] = JSON_ROOT}}}
+-- content type JSON may be such a list, never the data of an SSE event. It can end in an error.
+local LIST_ROOT = {
+  usage = USAGE, model = MODEL, service_tier = SERVICE_TIER, error = ERROR,
+  usageMetadata = USAGE, modelVersion = MODEL,
+}
+local JSON_LIST = {[NO_KEY] = {inside = {[OPEN_OBJECT] = LIST_ROOT}}}
 local JSON_DOCUMENT = {[NO_KEY] = {inside = {[OPEN_OBJECT] = JSON_ROOT, [OPEN_LIST] = JSON_LIST}}}
 
 local ANTHROPIC_MESSAGE = {usage = USAGE_START, model = MODEL}

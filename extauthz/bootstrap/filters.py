@@ -21,6 +21,7 @@ from envoy_data_plane.envoy.extensions.filters.http.decompressor.v3 import (
     DecompressorResponseDirectionConfig,
 )
 from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import BufferSettings, ExtAuthz
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import HeaderMutation
 from envoy_data_plane.envoy.extensions.filters.http.header_to_metadata.v3 import (
     Config,
     ConfigKeyValuePair,
@@ -36,6 +37,9 @@ from extauthz.bootstrap.settings import EnvoySettings
 
 EXT_AUTHZ = "envoy.filters.http.ext_authz"
 """The filter's name is also the namespace of the metadata that Check answers with."""
+
+KEY_FROM_QUERY = "extauthz.key_from_query"
+"""Moves a key out of the query, before anything reads or logs the path."""
 
 CALL_NAMESPACE = "extauthz.call"
 REQUEST_ID_KEY = "request_id"
@@ -54,6 +58,8 @@ def http_filters(settings: EnvoySettings) -> list[HttpFilter]:
     So Lua edits the body that Check allowed, and reads responses that are decompressed already.
     """
     return [
+        # Does nothing but on the routes that say so.
+        HttpFilter(name=KEY_FROM_QUERY, typed_config=Any.pack(HeaderMutation())),
         HttpFilter(
             name="envoy.filters.http.header_to_metadata", typed_config=Any.pack(_request_id())
         ),

@@ -55,7 +55,7 @@ class _Reply:
         refusal = Refusal(self.status, self.reason or Reason.OK, self.message, _REQUEST_ID)
         body: dict[str, object] = json.loads(adapter.refusal_body(refusal))
         error = body["error"]
-        if self.reason is None and isinstance(error, dict):
+        if self.reason is None and isinstance(error, dict) and isinstance(error.get("code"), str):
             error["code"] = "egress_error"
         return body
 

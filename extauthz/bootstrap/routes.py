@@ -2,6 +2,13 @@
 
 from datetime import timedelta
 
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation
+from envoy_data_plane.envoy.config.core.v3 import (
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
+    KeyValueMutation,
+)
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
     RetryPolicy,
@@ -16,9 +23,13 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_authz.v3 import (
     CheckSettings,
     ExtAuthzPerRoute,
 )
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
+    HeaderMutationPerRoute,
+    Mutations,
+)
 from envoy_data_plane.google.protobuf import Any
 
-from extauthz.bootstrap.filters import EXT_AUTHZ
+from extauthz.bootstrap.filters import EXT_AUTHZ, KEY_FROM_QUERY
 from extauthz.bootstrap.settings import EnvoySettings, ProviderSettings
 
 UNKNOWN_ROUTE = "unknown_route"
@@ -68,9 +79,29 @@ def _provider(settings: EnvoySettings, provider: ProviderSettings) -> Route:
                         context_extensions={"provider": provider.name, "api": provider.api}
                     )
                 )
-            )
+            ),
+            **_key_from_query(provider),
         },
     )
+
+
+def _key_from_query(provider: ProviderSettings) -> dict[str, Any]:
+    """Move a key from the query to its header: no log holds headers, all hold paths.
+
+    Beside a key that is in the header already, so that two keys are none.
+    """
+    if provider.key_parameter is None:
+        return {}
+    parameter, header = provider.key_parameter
+    value = HeaderValueOption(
+        header=HeaderValue(key=header, value=f"%QUERY_PARAM({parameter})%"),
+        append_action=HeaderValueOptionHeaderAppendAction.APPEND_IF_EXISTS_OR_ADD,
+    )
+    mutations = Mutations(
+        request_mutations=[HeaderMutation(append=value)],
+        query_parameter_mutations=[KeyValueMutation(remove=parameter)],
+    )
+    return {KEY_FROM_QUERY: Any.pack(HeaderMutationPerRoute(mutations=mutations))}
 
 
 def _unknown_route() -> Route:

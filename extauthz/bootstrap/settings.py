@@ -100,6 +100,7 @@ class ProviderSettings:
     credential: Credential | None = None
     ca_file: Path = SYSTEM_CA_FILE
     allowed_headers: tuple[str, ...] = ()  # of those that say who pays
+    key_parameter: tuple[str, str] | None = None  # in the query, and the header that it becomes
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

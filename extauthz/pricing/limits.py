@@ -34,6 +34,12 @@ _OUTPUT_TOKENS_MAX: tuple[tuple[str, int | None], ...] = (
     ("o1*", 100_000),
     ("o3*", 100_000),
     ("o4*", 100_000),
+    # https://ai.google.dev/gemini-api/docs/models
+    ("gemini-1.5*", 8_192),
+    ("gemini-2.0*", 8_192),
+    ("gemini-2.5*", 65_536),
+    ("gemini-3-*", 65_536),
+    ("gemini-3.1-pro*", 65_536),
     ("claude-3-haiku*", 4_096),
     ("claude-3-5-haiku*", 8_192),
     ("claude-haiku-4-5*", 64_000),

@@ -31,6 +31,9 @@ _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
     kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
 )
 
+_SOUND_IS_LIKE_TEXT = ("google",)
+"""Lists that have a price for sound only where it differs from that of text."""
+
 CONFIG_PRICE = "config"
 """The version of a price that the config names."""
 
@@ -155,7 +158,9 @@ class PricedModel:
 
     def _prices_audio(self, at_ms: int) -> bool:
         prices = vars(self._prices(at_ms, {}))
-        return bool(prices.get("input_audio_mtok") and prices.get("output_audio_mtok"))
+        return self.source.id in _SOUND_IS_LIKE_TEXT or bool(
+            prices.get("input_audio_mtok") and prices.get("output_audio_mtok")
+        )
 
     def _has_variant(self, context: Mapping[str, str], at_ms: int) -> bool:
         at = datetime.fromtimestamp(at_ms / 1000, UTC)

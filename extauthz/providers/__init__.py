@@ -4,11 +4,13 @@ from extauthz.providers.anthropic import ANTHROPIC
 from extauthz.providers.azure import AZURE
 from extauthz.providers.base import Adapter
 from extauthz.providers.compatible import COMPATIBLE
+from extauthz.providers.gemini import GEMINI
 from extauthz.providers.openai import OPENAI
 
 ADAPTERS: dict[str, Adapter] = {
     "openai": OPENAI,
     "anthropic": ANTHROPIC,
     "azure": AZURE,
+    "gemini": GEMINI,
     **COMPATIBLE,
 }

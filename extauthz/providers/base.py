@@ -216,6 +216,8 @@ class Adapter:
         credential_prefix: what stands before it there.
         unbilled_status: statuses of the provider's own that prove that nothing was billed.
         names_deployments: whether calls name a deployment, whose model the config tells.
+        key_parameter: the query parameter in which its clients may send their key; Envoy moves it
+            to `credential_header` before anything reads the request.
     """
 
     price_provider: str
@@ -225,6 +227,7 @@ class Adapter:
     credential_prefix: str = "Bearer "
     unbilled_status: frozenset[int] = UNBILLED_STATUS
     names_deployments: bool = False
+    key_parameter: str | None = None
 
     def route(self, method: str, path: str, query: str = "") -> Route | None:
         """The endpoint that a request goes to; None: not metered, so refused."""

@@ -4,7 +4,7 @@ A number that is no whole number, is negative or absurd makes the whole usage un
 reservation is charged, and a broken or hostile upstream cannot make a call cheaper than that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jiter
@@ -26,17 +26,19 @@ def decode_string(text: str | None) -> str | None:
     return value if isinstance(value, str) and len(value) <= _NAME_MAX else None
 
 
-def extract(provider: str, flavor: str, usage: Mapping[str, Any]) -> dict[str, int] | None:
+def extract(
+    provider: str, flavor: str, usage: Mapping[str, Any], *, root: str = "usage"
+) -> dict[str, int] | None:
     """Usage by kind in the keys of genai-prices, from a provider's usage object; None: unreadable.
 
-    `flavor` names which of the provider's APIs answered.
+    `flavor` names which of the provider's APIs answered, `root` the field that its usage is.
     """
     snapshot = data_snapshot.get_snapshot()
     try:
         source = snapshot.find_provider(None, provider, None)
         if not _is_well_typed(source, flavor, usage):
             return None
-        _, found = source.extract_usage({"usage": usage}, api_flavor=flavor)
+        _, found = source.extract_usage({root: usage}, api_flavor=flavor)
     except (LookupError, ValueError, TypeError):
         return None
     amounts: dict[str, int] = {}
@@ -53,17 +55,22 @@ def _is_well_typed(source: types.Provider, flavor: str, usage: Mapping[str, Any]
     genai-prices passes over what is not, and cache writes passed over are money not charged.
     """
     mappings = [e.mappings for e in source.extractors or () if e.api_flavor == flavor]
-    for mapping in mappings[0] if mappings else ():
-        value: Any = usage
-        for step in [mapping.path] if isinstance(mapping.path, str) else mapping.path:
-            if value is None:
-                break
-            if not isinstance(value, Mapping):
-                return False
-            value = value.get(step)
-        if value is not None and type(value) is not int:
+    paths = [mapping.path for mapping in (mappings[0] if mappings else ())]
+    return all(_counts(usage, [path] if isinstance(path, str) else path) for path in paths)
+
+
+def _counts(value: Any, path: Sequence[str | types.ArrayMatch]) -> bool:
+    """Whether a path leads to a whole number, or to nothing."""
+    for at, step in enumerate(path):
+        if value is None:
+            return True
+        if isinstance(step, types.ArrayMatch):
+            rest = path[at + 1 :]
+            return isinstance(value, list) and all(_counts(item, rest) for item in value)
+        if not isinstance(value, Mapping):
             return False
-    return True
+        value = value.get(step)
+    return value is None or type(value) is int
 
 
 def _decode(text: str | None) -> Any:

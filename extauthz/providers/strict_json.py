@@ -27,8 +27,11 @@ _DOUBLE_MAX = 2**1024
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s;,"']*)""", re.IGNORECASE)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes, *, lower_case: bool = True) -> dict[str, Any]:
     """Parse a body that must be one JSON object.
+
+    An API whose keys are in lower case refuses all others; a reader of any other compares each key
+    with those that it knows.
 
     Raises:
         RequestError: `ambiguous_body` for a duplicate key, else `unparseable_body`. The text never
@@ -55,7 +58,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise RequestError(
             Reason.UNPARSEABLE_BODY, f"the request body has more than {ROOT_KEYS_MAX} root keys"
         )
-    if any(key != key.casefold() for key in document):
+    if lower_case and any(key != key.casefold() for key in document):
         # Some readers (Go's encoding/json) take "N" for "n", and the last of the two wins.
         raise RequestError(
             Reason.AMBIGUOUS_BODY,

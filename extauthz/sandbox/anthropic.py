@@ -7,6 +7,7 @@ from typing import Any
 from extauthz.sandbox.prices import PriceTable, Usage
 from extauthz.sandbox.script import Script
 from extauthz.sandbox.wire import (
+    SSE,
     Call,
     Event,
     Refusal,
@@ -38,6 +39,7 @@ class Anthropic:
     provider = "anthropic"
     request_id_header = "request-id"
     content_type = "application/json"
+    stream_content_type = SSE
 
     def __init__(self, key: str) -> None:
         self._key = key

@@ -9,6 +9,7 @@ from aiohttp import web
 from extauthz.sandbox.anthropic import Anthropic
 from extauthz.sandbox.bill import Bill, Received
 from extauthz.sandbox.delivery import arrange, deliver
+from extauthz.sandbox.gemini import Gemini, GeminiEvents, GeminiList, gemini_actions
 from extauthz.sandbox.openai import OpenAI
 from extauthz.sandbox.openai_small import Completions, Embeddings, Images, Speech, moderation
 from extauthz.sandbox.prices import Model, PriceTable, Rates
@@ -18,7 +19,10 @@ from extauthz.sandbox.wire import Call, Refusal, Wire, dumps, encode, parse_obje
 
 DEFAULT_OPENAI_KEY = "sandbox-openai-key"
 DEFAULT_ANTHROPIC_KEY = "sandbox-anthropic-key"
+DEFAULT_GOOGLE_KEY = "sandbox-google-key"
 CLIENT_MAX_SIZE = 64 * 2**20
+
+GEMINI_VERSIONS = ("v1", "v1beta")
 
 OPENAI_PATHS: dict[str, type[OpenAI]] = {
     "/chat/completions": OpenAI,
@@ -38,6 +42,7 @@ def create_app(
     *,
     openai_key: str = DEFAULT_OPENAI_KEY,
     anthropic_key: str = DEFAULT_ANTHROPIC_KEY,
+    google_key: str = DEFAULT_GOOGLE_KEY,
     log_headers: Iterable[str] = ("x-*",),
 ) -> web.Application:
     """The whole sandbox.
@@ -48,11 +53,14 @@ def create_app(
     Args:
         openai_key: The credential that OpenAI's routes accept.
         anthropic_key: The credential that Anthropic's routes accept.
+        google_key: The credential that Gemini's routes accept.
         log_headers: Patterns of the request headers whose values are recorded; those that can
             carry a credential never are.
     """
     app = web.Application(client_max_size=CLIENT_MAX_SIZE)
-    providers = _Providers(OpenAI(openai_key), Anthropic(anthropic_key), Bill(log_headers))
+    providers = _Providers(
+        OpenAI(openai_key), Anthropic(anthropic_key), Gemini(google_key), Bill(log_headers)
+    )
     control = _Control(providers)
     app.add_routes(
         [
@@ -65,6 +73,19 @@ def create_app(
                 for path, wire in OPENAI_PATHS.items()
                 for prefix in ("/openai/deployments/{deployment}", "/openai/v1")
             ),
+            *(
+                web.post(f"/{version}/models/{{model}}:{action}", providers.serve(wire))
+                for action, wire in gemini_actions(google_key).items()
+                for version in GEMINI_VERSIONS
+            ),
+            *(
+                web.post(
+                    f"/{version}/models/{{model}}:streamGenerateContent",
+                    providers.serve_gemini_stream(GeminiEvents(google_key), GeminiList(google_key)),
+                )
+                for version in GEMINI_VERSIONS
+            ),
+            web.get("/v1beta/models", providers.models),
             web.post("/v1/moderations", providers.moderations),
             web.post("/v1/audio/transcriptions", providers.transcriptions),
             web.post("/v1/messages", providers.messages),
@@ -94,15 +115,25 @@ runner_options: dict[str, Any] = {
 class _Providers:
     """The routes that SDKs call."""
 
-    def __init__(self, openai: OpenAI, anthropic: Anthropic, bill: Bill) -> None:
+    def __init__(self, openai: OpenAI, anthropic: Anthropic, gemini: Gemini, bill: Bill) -> None:
         self.openai = openai
         self.anthropic = anthropic
+        self.gemini = gemini
         self.received = bill
         self.prices = PriceTable()
         self.script = Script()
 
     def serve(self, wire: Wire) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handler(request: web.Request) -> web.StreamResponse:
+            return await self._complete(wire, request)
+
+        return handler
+
+    def serve_gemini_stream(
+        self, events: Wire, items: Wire
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            wire = events if request.query.get("alt") == "sse" else items
             return await self._complete(wire, request)
 
         return handler
@@ -166,7 +197,7 @@ class _Providers:
             await asyncio.sleep(script.latency_ms / 1000)
         stream = call.stream and script.status == 200
         kind = wire.content_type if script.status == 200 else "application/json"
-        kind = "text/event-stream; charset=utf-8" if stream else kind
+        kind = wire.stream_content_type if stream else kind
         headers = {"content-type": kind, wire.request_id_header: request_id}
         response = web.StreamResponse(status=script.status, headers=headers)
         parts = _parts(wire, call, script, request_id)
@@ -182,8 +213,9 @@ class _Providers:
         except ScriptError as error:
             raise Refusal(400, str(error), code="sandbox_script") from None
         document = parse_object(body)
-        if deployment := request.match_info.get("deployment"):
-            document["model"] = deployment
+        named = request.match_info.get("deployment") or request.match_info.get("model")
+        if named is not None:
+            document["model"] = named
         return wire.parse(document, self.prices, script), script
 
     def _describe(self, wire: Wire, name: str | None) -> str:
@@ -201,6 +233,8 @@ class _Providers:
     def _guess(self, request: web.Request) -> Wire:
         """Whose client asks, where the path does not say."""
         names = request.headers
+        if "x-goog-api-key" in names:
+            return self.gemini
         anthropic = "anthropic-version" in names or "x-api-key" in names
         return self.anthropic if anthropic else self.openai
 

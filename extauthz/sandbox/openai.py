@@ -7,6 +7,7 @@ from typing import Any
 from extauthz.sandbox.prices import Model, PriceTable, Usage
 from extauthz.sandbox.script import Script
 from extauthz.sandbox.wire import (
+    SSE,
     Call,
     Event,
     Refusal,
@@ -29,6 +30,7 @@ class OpenAI:
     provider = "openai"
     request_id_header = "x-request-id"
     content_type = "application/json"
+    stream_content_type = SSE
 
     def __init__(self, key: str, deployments: Mapping[str, str] | None = None) -> None:
         """On Azure, calls name one of the `deployments`, and the key has a header of its own."""

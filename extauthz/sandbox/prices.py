@@ -126,6 +126,23 @@ def _published() -> Iterator[Model]:
     ):
         yield Model("openai", name, name, per_million(input=given, output=made))
 
+    # https://ai.google.dev/gemini-api/docs/pricing
+    for name, given, read, made in (
+        ("gemini-2.5-flash", "0.30", "0.03", "2.50"),
+        ("gemini-2.5-flash-lite", "0.10", "0.01", "0.40"),
+        ("gemini-embedding-001", "0.15", "0.15", "0"),
+    ):
+        price = per_million(input=given, cached=read, output=made)
+        yield Model("google", name, name, price, 65_536)
+    yield Model(
+        "google",
+        "gemini-2.5-pro",
+        "gemini-2.5-pro",
+        per_million(input="1.25", cached="0.125", output="10"),
+        65_536,
+        long_context=per_million(input="2.50", cached="0.25", output="15"),
+    )
+
     def claude(usd: tuple[str, str, str, str, str]) -> Rates:
         given, write_5m, write_1h, read, output = usd
         return per_million(

@@ -36,6 +36,7 @@ class Script:
     """How one call goes. Each field is a header too: `output_tokens` is `x-sandbox-output-tokens`.
 
     Attributes:
+        agent: On whose bill the call goes, where the API has no field that says so.
         input_tokens: Of the prompt; None counts the request's text. OpenAI's cached tokens are
             part of them, Anthropic's cache tokens come on top.
         output_tokens: Of each choice, before the cap that the request names.
@@ -50,6 +51,7 @@ class Script:
         delta_usage: Whether Anthropic's message_delta repeats the input side of the usage.
     """
 
+    agent: str = ""
     input_tokens: int | None = None
     output_tokens: int = 16
     cached_tokens: int = 0
@@ -102,7 +104,7 @@ def _read(name: str, value: Any) -> Any:
         raise ScriptError(f"{name}: no such setting of the sandbox, there are {known}")
     if value is None:
         return _DEFAULTS[name]
-    if name == "response_text":
+    if name in ("response_text", "agent"):
         return str(value)
     if name == "tool_input":
         return _read_tool_input(value)

@@ -37,7 +37,7 @@ class Call:
     tool: str = "sandbox_tool"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Event:
     """One server-sent event."""
 
@@ -56,6 +56,7 @@ class Wire(Protocol):
     provider: str
     request_id_header: str
     content_type: str  # of an answer that is no stream
+    stream_content_type: str
 
     def new_request_id(self) -> str:
         """An id as this provider makes them."""
@@ -83,6 +84,9 @@ class Wire(Protocol):
 
     def models(self, names: list[str]) -> dict[str, Any]:
         """The list of models."""
+
+
+SSE = "text/event-stream; charset=utf-8"
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -75,9 +75,8 @@ def _providers(config: Config, data_dir: DataDir) -> tuple[ProviderSettings, ...
 
 
 def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSettings:
-    credential = None
+    credential, adapter = None, ADAPTERS[block.api]
     if block.credential is not None:
-        adapter = ADAPTERS[block.api]
         source = (
             EnvironmentSource(block.credential.env)
             if block.credential.env
@@ -91,6 +90,7 @@ def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSet
         credential,
         block.ca_file or SYSTEM_CA_FILE,
         tuple(block.allow_headers),
+        (adapter.key_parameter, adapter.credential_header) if adapter.key_parameter else None,
     )
 
 

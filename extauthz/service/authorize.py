@@ -252,7 +252,8 @@ class Authorizer:
                 "what this call asks for (audio, or to be served faster) has no known price for "
                 "this model, so it is not allowed: send the call without it",
             )
-        default_cap = None if facts.output_tokens_cap else agent.default_output_tokens
+        # A default bounds only what it is written into.
+        default_cap = agent.default_output_tokens if facts.cap_slot is not None else None
         verdict.priced = priced
         verdict.estimate = priced.estimate(facts, verdict.at_ms, default_cap)
         if default_cap is not None and facts.cap_slot is not None:

@@ -123,6 +123,7 @@ def test_requests_pass_check_then_lua_and_responses_are_decompressed_before_lua(
     names = [one["name"].removeprefix("envoy.filters.http.") for one in http_filters(rendered)]
 
     assert names == [
+        "extauthz.key_from_query",
         "header_to_metadata",
         "ext_authz",
         "lua",

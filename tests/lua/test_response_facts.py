@@ -66,6 +66,11 @@ class TestJson:
         assert facts["usage"] == USAGE
         assert facts["model"] == '"a"'
 
+    def test_a_list_may_end_in_an_error_and_no_other_document_says_so(self, lua_filter):
+        error = '{"error":{"code":503}}'
+        assert lift(lua_filter, f'[{{"usageMetadata":{USAGE}}},{error}]')["error"] is True
+        assert "error" not in lift(lua_filter, f'[{{"candidates":[{error}]}}]')
+
     def test_the_last_usage_and_the_first_model_win(self, lua_filter):
         body = f'{{"usage":{FORGED},"model":"a","usage":{USAGE},"model":"b"}}'
         facts = lift(lua_filter, body)

@@ -17,6 +17,7 @@ ROOT = {
     "service_tier": "service_tier",
 }
 SSE_ROOT = ROOT | {"error": "error"}
+LIST_ROOT = dict(SSE_ROOT)  # of a list: the same names, but nothing lies within them
 SSE_INNER = {
     "message": {"usage": "usage_start", "model": "model"},
     "response": {"usage": "usage", "model": "model", "service_tier": "service_tier"},
@@ -54,7 +55,8 @@ def facts_of_object(text, names):
 
 def facts_of_json(text):
     roots = [v for _, v in items_of(text)] if text.startswith("[") else [text]
-    return [fact for root in roots for fact in facts_of_object(root, ROOT)]
+    names = LIST_ROOT if text.startswith("[") else ROOT
+    return [fact for root in roots for fact in facts_of_object(root, names)]
 
 
 def data_of_events(text):

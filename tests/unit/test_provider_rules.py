@@ -149,3 +149,11 @@ async def test_the_endpoint_travels_with_the_call():
     verdict = await decide(desk, attributes)
     assert verdict.record is not None
     assert verdict.record.endpoint == "responses"
+
+
+async def test_a_default_cap_bounds_only_what_it_can_be_written_into():
+    desk = Desk.of(agent(DAY, default_output_tokens=1))
+    body = b'{"model": "small", "prompt": "a cat"}'
+    verdict = await decide(desk, call(path="/v1/images/generations", body=body))
+    assert verdict.estimate is not None
+    assert verdict.estimate.output_tokens > 1

@@ -5,6 +5,7 @@ mistyped key is told from a revoked one. Only its SHA-256 is ever stored or comp
 """
 
 import hashlib
+import re
 import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 KEY_PREFIX = "xa_"
 KEY_HASH_PREFIX = "sha256:"
 _BEARER = "bearer "
+_SIGNED = re.compile(r"AWS4-HMAC-SHA256 +Credential=([^/,\s]+)/")
 _KEY_HEADERS = ("x-api-key", "api-key", "x-goog-api-key")
 """Of Anthropic's SDKs, of those for Azure, and of Google's."""
 
@@ -40,12 +42,18 @@ def hash_key(key: str) -> str:
 
 
 def read_credential(headers: Mapping[str, str]) -> str:
-    """The virtual key, from where the SDKs put it: `Authorization: Bearer` or another header.
+    """The virtual key, from where the SDKs put it.
+
+    That is `Authorization` (a bearer token, or AWS's access key id) or another header.
 
     Raises:
         CredentialError: no key, or two that differ.
     """
-    given = (_bearer(headers), *(headers.get(name, "").strip() for name in _KEY_HEADERS))
+    given = (
+        _bearer(headers),
+        _signer(headers),
+        *(headers.get(name, "").strip() for name in _KEY_HEADERS),
+    )
     found = {key for key in given if key}
     if not found:
         raise CredentialError(
@@ -58,6 +66,15 @@ def read_credential(headers: Mapping[str, str]) -> str:
             "disagree, send one"
         )
     return found.pop()
+
+
+def _signer(headers: Mapping[str, str]) -> str:
+    """The access key id of AWS's SDKs, which send a bearer token over HTTPS only.
+
+    Nobody checks the signature: the id is the secret here.
+    """
+    found = _SIGNED.match(headers.get("authorization", "").strip())
+    return found[1] if found else ""
 
 
 def _bearer(headers: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from extauthz.bootstrap.settings import (
     SYSTEM_CA_FILE,
+    AwsSigning,
     Credential,
     EnvironmentSource,
     EnvoySettings,
@@ -22,6 +23,7 @@ from extauthz.bootstrap.settings import (
 
 __all__ = [
     "SYSTEM_CA_FILE",
+    "AwsSigning",
     "Credential",
     "EnvironmentSource",
     "EnvoySettings",

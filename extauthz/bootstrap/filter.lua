@@ -10,8 +10,8 @@
 -- Output: dynamic metadata `extauthz.usage`, carried to the sink by the access log. Facts are raw
 -- JSON text, written the moment they are complete, so that an abort keeps what was seen:
 --   usage, model, service_tier                   at the places named in the scopes below
---   usage_start, error (true), events (number)   from SSE only
---   complete (true)                              at the body's end, or at SSE's own last event
+--   usage_start, error (true), events (number)   from streams of events only
+--   complete (true)                              at the body's end, or at a stream's own last event
 --   bytes (number)                               at the body's end
 --   content_encoding, content_type               why a body cannot be read
 --   oversize (true), unreadable (true)           a value is above VALUE_BYTES_MAX, or not ASCII; ""
@@ -61,6 +61,14 @@ local SSE_ROOT = {
   message = {inside = {[OPEN_OBJECT] = ANTHROPIC_MESSAGE}},
   response = {inside = {[OPEN_OBJECT] = OPENAI_RESPONSE}},
 }
+-- Bedrock ends a stream of a model's own events with this.
+local INVOCATION_METRICS = {fact = "complete", first_byte = OPEN_OBJECT, value = true}
+local CHUNK_ROOT = {
+  usage = USAGE, model = MODEL, error = ERROR, ["amazon-bedrock-invocationMetrics"] = INVOCATION_METRICS,
+  message = {inside = {[OPEN_OBJECT] = ANTHROPIC_MESSAGE}},
+}
+local CHUNK_DOCUMENT = {[NO_KEY] = {inside = {[OPEN_OBJECT] = CHUNK_ROOT}}}
+
 local SSE_DOCUMENT = {[NO_KEY] = {inside = {[OPEN_OBJECT] = SSE_ROOT}}}
 
 -- A protobuf string that is not UTF-8 would make the whole entry unreadable; no fact needs more
@@ -261,6 +269,142 @@ local function scan_events(sse, piece)
   end
 end
 
+-- AWS's event stream: frames of total length, length of the headers, a checksum, the headers, the
+-- payload, a checksum; the numbers big-endian. A model cannot write the headers, and only what they
+-- call `metadata` (usage) or `chunk` (a model's own events, in base64) is looked into.
+-- https://docs.aws.amazon.com/transcribe/latest/dg/event-stream.html
+
+local PRELUDE_BYTES, CHECKSUM_BYTES, FRAME_HEADERS_MAX, CHUNK_BYTES_MAX = 12, 4, 4096, 262144
+local STRING_TYPE = 7
+local BASE64, PAD = {}, 61
+for i = 0, 255 do BASE64[i] = -1 end
+for i = 0, 63 do
+  BASE64[byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", i + 1)] = i
+end
+-- The most frequent event, and one that tells nothing.
+local DELTA = '{"type":"content_block_delta"'
+local DELTA_BASE64_BYTES = 40  -- of which 30 bytes come
+
+local function u32(s, at)
+  local a, b, c, d = byte(s, at, at + 3)
+  return ((a * 256 + b) * 256 + c) * 256 + d
+end
+
+-- The text behind base64; false if it is none.
+local function decode_base64(s, first, last)
+  while last >= first and byte(s, last) == PAD do last = last - 1 end
+  local pieces, n, bits, count = {}, 0, 0, 0
+  for at = first, last do
+    local value = BASE64[byte(s, at)]
+    if value < 0 then return false end
+    bits, count = bits * 64 + value, count + 6
+    if count >= 8 then
+      count = count - 8
+      local unit = 2 ^ count
+      local code = math.floor(bits / unit)
+      bits, n = bits - code * unit, n + 1
+      pieces[n] = string.char(code)
+    end
+  end
+  return table.concat(pieces)
+end
+
+local function new_frames(facts)
+  return {
+    facts = facts, events = 0, held = "", left = 0, keeping = false, doc = false, last = false,
+    metadata = new_document(JSON_DOCUMENT, facts), chunk = new_document(CHUNK_DOCUMENT, facts),
+  }
+end
+
+-- The value of a frame's header; its type must be string, as all of these are.
+local function frame_header(headers, wanted)
+  local at, last = 1, #headers
+  while at + 3 <= last do
+    local name_end = at + byte(headers, at)
+    local name = sub(headers, at + 1, name_end)
+    if byte(headers, name_end + 1) ~= STRING_TYPE or name_end + 3 > last then return nil end
+    local high, low = byte(headers, name_end + 2, name_end + 3)
+    local value_end = name_end + 3 + high * 256 + low
+    if name == wanted then return sub(headers, name_end + 4, value_end) end
+    at = value_end + 1
+  end
+end
+
+local function scan_chunk(frames, payload)
+  local _, opened = find(payload, '"bytes":"', 1, true)
+  local closed = opened and find(payload, '"', opened + 1, true)
+  if not closed then return end
+  local begins = decode_base64(payload, opened + 1, math.min(closed - 1, opened + DELTA_BASE64_BYTES))
+  if begins and sub(begins, 1, #DELTA) == DELTA then return end
+  local text = decode_base64(payload, opened + 1, closed - 1)
+  if not text then return set(frames.facts.handle, "unreadable", true) end
+  restart(frames.chunk)
+  scan(frames.chunk, text)
+end
+
+local function begin_frame(frames, headers, payload_bytes)
+  local kind = frame_header(headers, ":event-type")
+  frames.events, frames.left = frames.events + 1, payload_bytes + CHECKSUM_BYTES
+  frames.doc, frames.keeping, frames.kept = false, false, ""
+  frames.last = kind == "metadata"
+  if frame_header(headers, ":message-type") ~= "event" then
+    report(frames.facts, ERROR, "")
+  elseif kind == "metadata" then
+    restart(frames.metadata)
+    frames.doc = frames.metadata
+  elseif kind == "chunk" and payload_bytes <= CHUNK_BYTES_MAX then
+    frames.keeping = true
+  end
+end
+
+local function end_frame(frames)
+  if frames.keeping then scan_chunk(frames, frames.kept) end
+  if frames.last then set(frames.facts.handle, "complete", true) end
+  frames.keeping, frames.doc, frames.kept = false, false, ""
+end
+
+-- Passes over a part of the payload and the checksum behind it; returns where to go on.
+local function pass_payload(frames, s, at)
+  local last = math.min(#s, at + frames.left - 1)
+  local payload_last = math.min(last, at + frames.left - CHECKSUM_BYTES - 1)
+  if payload_last >= at then
+    if frames.doc then scan(frames.doc, sub(s, at, payload_last)) end
+    if frames.keeping then frames.kept = frames.kept .. sub(s, at, payload_last) end
+  end
+  frames.left = frames.left - (last - at + 1)
+  if frames.left == 0 then end_frame(frames) end
+  return last + 1
+end
+
+local function scan_frames(frames, piece)
+  if frames.broken then return end
+  local s = frames.held .. piece
+  local at, last = 1, #s
+  frames.held = ""
+  while at <= last do
+    if frames.left > 0 then
+      at = pass_payload(frames, s, at)
+    else
+      local has_prelude = last - at + 1 >= PRELUDE_BYTES
+      local total = has_prelude and u32(s, at)
+      local headers_bytes = has_prelude and u32(s, at + 4)
+      if has_prelude and (headers_bytes > FRAME_HEADERS_MAX
+          or total < PRELUDE_BYTES + headers_bytes + CHECKSUM_BYTES) then
+        frames.broken = true
+        return set(frames.facts.handle, "unreadable", true)
+      end
+      if not has_prelude or last - at + 1 < PRELUDE_BYTES + headers_bytes then
+        frames.held = sub(s, at)
+        return
+      end
+      local payload_at = at + PRELUDE_BYTES + headers_bytes
+      begin_frame(frames, sub(s, at + PRELUDE_BYTES, payload_at - 1),
+        total - PRELUDE_BYTES - headers_bytes - CHECKSUM_BYTES)
+      at = payload_at
+    end
+  end
+end
+
 -- Envoy's entry points.
 
 local function metered_call(handle)
@@ -301,18 +445,26 @@ function envoy_on_response(handle)
   local media_type = lower(content_type:match("^[^;]*"))
   local is_sse = media_type:find("text/event-stream", 1, true)
   local is_json = media_type:find("json", 1, true)
-  if not is_sse and not is_json then return set(handle, "content_type", is_ascii(content_type) and content_type or "") end
+  local is_frames = media_type:find("application/vnd.amazon.eventstream", 1, true)
+  if not is_sse and not is_json and not is_frames then return set(handle, "content_type", is_ascii(content_type) and content_type or "") end
 
   local facts, bytes = {handle = handle, reported = {}}, 0
-  local reader = is_sse and new_event_stream(facts) or new_document(JSON_DOCUMENT, facts)
-  local read = is_sse and scan_events or scan
+  local reader, read
+  if is_sse then
+    reader, read = new_event_stream(facts), scan_events
+  elseif is_frames then
+    reader, read = new_frames(facts), scan_frames
+  else
+    reader, read = new_document(JSON_DOCUMENT, facts), scan
+  end
   for chunk in handle:bodyChunks() do
     local piece = chunk:getBytes(0, chunk:length())
     bytes = bytes + #piece
     read(reader, piece)
   end
-  read(reader, "\n")  -- the last line of SSE needs no end of its own
-  if is_sse then set(handle, "events", reader.events) end
+  if not is_frames then read(reader, "\n") end  -- the last line of SSE needs no end of its own
+  if reader.events then set(handle, "events", reader.events) end
   set(handle, "bytes", bytes)
+  if is_frames and (reader.broken or reader.left > 0 or reader.held ~= "") then return end
   set(handle, "complete", true)
 end

@@ -24,6 +24,9 @@ AGENT_CREDENTIALS = (
 )
 """Every header that an SDK puts a key in. The agent's own is for Check, never for a provider."""
 
+AGENT_SIGNATURE = ("x-amz-content-sha256", "x-amz-date", "x-amz-security-token")
+"""What AWS's SDKs sign with beside `authorization`: Envoy signs anew, or not at all."""
+
 SPEAK_OF_ANOTHER_REQUEST = (
     "x-http-method",
     "x-http-method-override",
@@ -87,6 +90,7 @@ def to_providers(allowed: Collection[str] = ()) -> list[HeaderMutation]:
     return [
         *(remove(name) for name in AGENT_CREDENTIALS),
         *(remove(name) for name in BILLED_TO if name not in allowed),
+        *(remove(name) for name in AGENT_SIGNATURE),
         remove("cookie"),
         remove("forwarded"),
         remove("via"),

@@ -54,7 +54,7 @@ class _Reply:
         """The same body as for a refusal by Check; `%...%` is filled in by Envoy."""
         refusal = Refusal(self.status, self.reason or Reason.OK, self.message, _REQUEST_ID)
         body: dict[str, object] = json.loads(adapter.refusal_body(refusal))
-        error = body["error"]
+        error = body.get("error", body)
         if self.reason is None and isinstance(error, dict) and isinstance(error.get("code"), str):
             error["code"] = "egress_error"
         return body
@@ -121,7 +121,7 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
 
 
 def _mapper(reply: _Reply, when: str, adapter: Adapter) -> ResponseMapper:
-    headers = dict(reply.headers)
+    headers = {**reply.headers, **adapter.refusal_headers(reply.status.value)}
     if reply.reason is not None:
         headers["x-budget-reason"] = reply.reason.value
     return ResponseMapper(

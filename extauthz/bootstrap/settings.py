@@ -66,6 +66,21 @@ class Credential:
 
 
 @dataclass(frozen=True, slots=True)
+class AwsSigning:
+    """Envoy signs requests (SigV4) with the AWS credentials that it finds.
+
+    Those of its environment come first, then what the host gives to AWS's own tools.
+    """
+
+    region: str
+    service: str = "bedrock"
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.region):
+            raise SettingsError(f"{self.region!r} is not an AWS region, such as us-east-1")
+
+
+@dataclass(frozen=True, slots=True)
 class Upstream:
     """Where a provider listens: the parts of its URL."""
 
@@ -97,7 +112,7 @@ class ProviderSettings:
     name: str
     api: str
     url: str
-    credential: Credential | None = None
+    credential: Credential | AwsSigning | None = None
     ca_file: Path = SYSTEM_CA_FILE
     allowed_headers: tuple[str, ...] = ()  # of those that say who pays
     key_parameter: tuple[str, str] | None = None  # in the query, and the header that it becomes

@@ -28,6 +28,9 @@ from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptions as CommonH
 from envoy_data_plane.envoy.config.endpoint.v3 import Endpoint
 from envoy_data_plane.envoy.extensions.clusters.common.dns.v3 import DnsLookupFamily
 from envoy_data_plane.envoy.extensions.clusters.dns.v3 import DnsCluster
+from envoy_data_plane.envoy.extensions.filters.http.aws_request_signing.v3 import (
+    AwsRequestSigning,
+)
 from envoy_data_plane.envoy.extensions.filters.http.credential_injector.v3 import (
     CredentialInjector,
 )
@@ -60,6 +63,7 @@ from extauthz.bootstrap.clusters import HTTP_OPTIONS, assignment, circuit_breake
 from extauthz.bootstrap.headers import to_providers
 from extauthz.bootstrap.printing import dump
 from extauthz.bootstrap.settings import (
+    AwsSigning,
     Credential,
     EnvironmentSource,
     EnvoySettings,
@@ -163,13 +167,22 @@ def _upstream_filters(provider: ProviderSettings) -> list[HttpFilter]:
     filters = [
         HttpFilter(name="envoy.filters.http.header_mutation", typed_config=Any.pack(clean)),
     ]
-    if provider.credential is not None:
-        filters.append(
-            HttpFilter(
-                name="envoy.filters.http.credential_injector",
-                typed_config=Any.pack(_injector(provider, provider.credential)),
+    match provider.credential:
+        case Credential() as credential:
+            injector = _injector(provider, credential)
+            filters.append(
+                HttpFilter(
+                    name="envoy.filters.http.credential_injector", typed_config=Any.pack(injector)
+                )
             )
-        )
+        case AwsSigning(region=region, service=service):
+            # Last of all: the signature is of the body as it was edited, and of these headers.
+            signing = AwsRequestSigning(service_name=service, region=region)
+            filters.append(
+                HttpFilter(
+                    name="envoy.filters.http.aws_request_signing", typed_config=Any.pack(signing)
+                )
+            )
     filters.append(
         HttpFilter(name="envoy.filters.http.upstream_codec", typed_config=Any.pack(UpstreamCodec()))
     )

@@ -46,6 +46,7 @@ from extauthz.windows import ROLLING_LENGTHS_MS, Period, Window
 
 _KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _ENDPOINT_PATH = re.compile(r"(/([A-Za-z0-9._:@-]*[A-Za-z0-9_:@-]|\*))+")
+_REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-[0-9]")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -132,6 +133,12 @@ def _variable(value: str) -> str:
     return value
 
 
+def _region(value: str) -> str:
+    if not _REGION.fullmatch(value):
+        raise ValueError("write an AWS region, such as us-east-1")
+    return value
+
+
 Timezone = Annotated[str, AfterValidator(_timezone)]
 Estimate = Annotated[Literal["strict", "fit"], AfterValidator(_strict_only)]
 KeyHash = Annotated[str, AfterValidator(_key_hash)]
@@ -192,8 +199,18 @@ class SecretBlock(_Block):
         return self
 
 
-class CredentialBlock(SecretBlock):
-    """Where Envoy, and only Envoy, finds the provider's key."""
+class CredentialBlock(_Block):
+    """Where Envoy, and only Envoy, finds the provider's key; or that it signs, and for where."""
+
+    env: Annotated[str, AfterValidator(_variable)] | None = None
+    file: ConfigPath | None = None
+    aws_region: Annotated[str, AfterValidator(_region)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if [self.env, self.file, self.aws_region].count(None) != 2:
+            raise ValueError("name exactly one of 'env', 'file' and (for AWS) 'aws_region'")
+        return self
 
 
 class EndpointBlock(_Block):
@@ -225,6 +242,8 @@ class ProviderBlock(_Block):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         adapter = ADAPTERS[self.api]
+        if self.credential and self.credential.aws_region and self.api != "bedrock":
+            raise ValueError("credential: aws_region: only for api bedrock")
         if self.deployments and not adapter.names_deployments:
             raise ValueError(f"deployments: calls of api {self.api} name models, leave it out")
         unknown = [name for name in self.allow_headers if name not in ALLOWABLE]

@@ -3,6 +3,7 @@
 from extauthz.providers.anthropic import ANTHROPIC
 from extauthz.providers.azure import AZURE
 from extauthz.providers.base import Adapter
+from extauthz.providers.bedrock import BEDROCK
 from extauthz.providers.compatible import COMPATIBLE
 from extauthz.providers.gemini import GEMINI
 from extauthz.providers.openai import OPENAI
@@ -12,5 +13,6 @@ ADAPTERS: dict[str, Adapter] = {
     "anthropic": ANTHROPIC,
     "azure": AZURE,
     "gemini": GEMINI,
+    "bedrock": BEDROCK,
     **COMPATIBLE,
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, UsageReport
@@ -212,6 +213,7 @@ class Adapter:
             decide.
         endpoints: all that is metered; everything else is refused. The first is the main one.
         refusal_body: writes a JSON body in the provider's own error shape.
+        refusal_headers: what its refusals of a status have beside the body.
         credential_header: where the provider's own key goes, in lower case.
         credential_prefix: what stands before it there.
         unbilled_status: statuses of the provider's own that prove that nothing was billed.
@@ -228,13 +230,15 @@ class Adapter:
     unbilled_status: frozenset[int] = UNBILLED_STATUS
     names_deployments: bool = False
     key_parameter: str | None = None
+    refusal_headers: Callable[[int], Mapping[str, str]] = lambda _: {}
 
     def route(self, method: str, path: str, query: str = "") -> Route | None:
         """The endpoint that a request goes to; None: not metered, so refused."""
         for endpoint in self.endpoints:
             found = endpoint.path.fullmatch(path)
             if found and endpoint.method == method and endpoint.query.fullmatch(query):
-                return Route(endpoint, found.groupdict().get("model"))
+                model = found.groupdict().get("model")
+                return Route(endpoint, model and unquote(model))
         return None
 
     def serves(self, method: str, path: str) -> bool:

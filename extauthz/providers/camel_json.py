@@ -1,8 +1,9 @@
-"""JSON bodies of APIs that are defined as protocol buffers: Google's.
+"""JSON bodies of objects within objects, whose keys are in camel case: Google's and AWS's.
 
-Such a server takes each field under two names, `maxOutputTokens` and `max_output_tokens`, and a
-single message where a list is meant. So fields are known by one name, and one that stands there
-under both is refused. Source: https://protobuf.dev/programming-guides/json.
+Google's are defined as protocol buffers. Such a server takes each field under two names,
+`maxOutputTokens` and `max_output_tokens`, and a single message where a list is meant. So fields are
+known by one name, and one that stands there under both is refused. Source:
+https://protobuf.dev/programming-guides/json.
 """
 
 import re
@@ -41,6 +42,25 @@ def fields_of(message: Any, known: frozenset[str], what: str) -> dict[str, Any]:
             )
         fields[name] = value
     return fields
+
+
+def known_fields(message: Any, known: frozenset[str], what: str) -> dict[str, Any]:
+    """As `fields_of`, where each field has one name only.
+
+    Raises:
+        RequestError: it is no object, or has a field that is not `known`.
+    """
+    if message is None:
+        return {}
+    if not isinstance(message, dict):
+        raise RequestError(Reason.UNPARSEABLE_BODY, f"{what} must be an object")
+    if not known.issuperset(message):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            f"{what} has a field that cannot be metered: send the call without it. "
+            f"Those that can: {', '.join(sorted(known))}",
+        )
+    return message
 
 
 def camel(key: str) -> str:

@@ -16,7 +16,7 @@ BILLED_TO = ("openai-organization", "openai-project", "x-goog-user-project")
 
 # The betas of https://docs.claude.com/en/api/beta-headers that leave the price alone, or whose
 # price stands in the body and is reckoned from there (caching, `speed`).
-_KNOWN_BETAS = (
+KNOWN_BETAS = (
     "cache-diagnosis-2026-04-07", "claude-code-20250219", "computer-use-2024-10-22",
     "computer-use-2025-01-24", "computer-use-2025-11-24", "context-management-2025-06-27",
     "extended-cache-ttl-2025-04-11", "fast-mode-2026-02-01", "files-api-2025-04-14",
@@ -26,7 +26,15 @@ _KNOWN_BETAS = (
     "token-efficient-tools-2025-02-19",
 )  # fmt: skip
 
-_PRICED: dict[str, tuple[str, ...]] = {"anthropic-beta": _KNOWN_BETAS, "openai-beta": ()}
+_PRICED: dict[str, tuple[str, ...]] = {
+    "anthropic-beta": KNOWN_BETAS,
+    "openai-beta": (),
+    "x-amzn-bedrock-guardrailidentifier": (),
+    "x-amzn-bedrock-performanceconfig-latency": ("standard",),
+    "x-amzn-bedrock-service-tier": ("default",),
+    "x-vertex-ai-llm-request-type": ("shared",),
+    "x-vertex-ai-llm-shared-request-type": ("standard",),
+}
 """With the values that pass without being allowed by the config."""
 
 ALLOWABLE = (*BILLED_TO, *_PRICED)

@@ -6,7 +6,7 @@ models and signatures. An edit changes the bytes it must and no others.
 
 import json
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from extauthz.providers.base import CapSlot, Edit
 
@@ -39,6 +39,26 @@ def cap_slot(body: bytes, key: str, *, stands_as_null: bool) -> CapSlot:
     if span is not None:
         return CapSlot(span.start, span.end - span.start, "", "")
     return CapSlot(root_start(body), 0, f'"{key}":', ",")
+
+
+def nested_cap_slot(document: dict[str, Any], body: bytes, outer: str, inner: str) -> CapSlot:
+    """Where the cap `outer.inner` goes into a body that has none, or null.
+
+    `outer` and `inner` are spelled as the body spells them, where it has them.
+    """
+    if outer not in document:
+        end = "}," if document else "}"
+        return CapSlot(root_start(body), 0, f'"{outer}":{{"{inner}":', end)
+    span = find_member(body, (outer,))
+    assert span is not None
+    holder = document[outer]
+    if holder is None:
+        return CapSlot(span.start, span.end - span.start, f'{{"{inner}":', "}")
+    if inner in holder:
+        null = find_member(body, (outer, inner))
+        assert null is not None
+        return CapSlot(null.start, null.end - null.start, "", "")
+    return CapSlot(span.start + 1, 0, f'"{inner}":', "," if holder else "")
 
 
 def find_member(  # noqa: C901, PLR0912 - one pass over the tokens, read best as a whole

@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from extauthz.sandbox.anthropic import Anthropic
+from extauthz.sandbox.bedrock import BEDROCK_PATHS, Converse
 from extauthz.sandbox.bill import Bill, Received
 from extauthz.sandbox.delivery import arrange, deliver
 from extauthz.sandbox.gemini import Gemini, GeminiEvents, GeminiList, gemini_actions
@@ -15,6 +16,7 @@ from extauthz.sandbox.openai_small import Completions, Embeddings, Images, Speec
 from extauthz.sandbox.prices import Model, PriceTable, Rates
 from extauthz.sandbox.responses import Responses
 from extauthz.sandbox.script import Script, ScriptError
+from extauthz.sandbox.sigv4 import verify
 from extauthz.sandbox.wire import Call, Refusal, Wire, dumps, encode, parse_object
 
 DEFAULT_OPENAI_KEY = "sandbox-openai-key"
@@ -86,6 +88,10 @@ def create_app(
                 for version in GEMINI_VERSIONS
             ),
             web.get("/v1beta/models", providers.models),
+            *(
+                web.post(f"/model/{{model}}/{action}", providers.serve(wire()))
+                for action, wire in BEDROCK_PATHS.items()
+            ),
             web.post("/v1/moderations", providers.moderations),
             web.post("/v1/audio/transcriptions", providers.transcriptions),
             web.post("/v1/messages", providers.messages),
@@ -208,6 +214,8 @@ class _Providers:
 
     def _accept(self, wire: Wire, request: web.Request, body: bytes) -> tuple[Call, Script]:
         wire.authorize(request.headers)
+        if isinstance(wire, Converse):
+            verify(request.method, request.rel_url.raw_path_qs, request.headers, body)
         try:
             script = self.script.with_headers(request.headers.items())
         except ScriptError as error:

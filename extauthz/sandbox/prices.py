@@ -143,6 +143,15 @@ def _published() -> Iterator[Model]:
         long_context=per_million(input="2.50", cached="0.25", output="15"),
     )
 
+    # https://aws.amazon.com/bedrock/pricing/
+    for name, given, read, write, made in (
+        ("amazon.nova-micro-v1:0", "0.035", "0.00875", "0.035", "0.14"),
+        ("us.anthropic.claude-haiku-4-5-20251001-v1:0", "1.1", "0.11", "1.375", "5.5"),
+        ("global.anthropic.claude-haiku-4-5-20251001-v1:0", "1", "0.10", "1.25", "5"),
+    ):
+        rate = per_million(input=given, cached=read, cache_write_5m=write, output=made)
+        yield Model("aws", name, name, rate, 64_000)
+
     def claude(usd: tuple[str, str, str, str, str]) -> Rates:
         given, write_5m, write_1h, read, output = usd
         return per_million(

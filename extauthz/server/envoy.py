@@ -12,6 +12,7 @@ import yaml
 
 from extauthz.bootstrap import (
     SYSTEM_CA_FILE,
+    AwsSigning,
     Credential,
     EnvironmentSource,
     EnvoySettings,
@@ -20,8 +21,9 @@ from extauthz.bootstrap import (
     SettingsError,
 )
 from extauthz.config import Config, ConfigError
-from extauthz.config.model import ProviderBlock
+from extauthz.config.model import CredentialBlock, ProviderBlock
 from extauthz.providers import ADAPTERS
+from extauthz.providers.base import Adapter
 from extauthz.server.data_dir import DataDir
 
 _CHECK_MARGIN_MS = 3_000
@@ -29,6 +31,7 @@ _CHECK_MARGIN_MS = 3_000
 Envoy waits a little longer than all of these, so that it is Check that answers."""
 
 _FLUSH_MS = 200
+_AWS_VARIABLES = frozenset(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"))
 _ACTIVE = "http.egress.downstream_rq_active"
 
 
@@ -75,14 +78,9 @@ def _providers(config: Config, data_dir: DataDir) -> tuple[ProviderSettings, ...
 
 
 def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSettings:
-    credential, adapter = None, ADAPTERS[block.api]
+    adapter, credential = ADAPTERS[block.api], None
     if block.credential is not None:
-        source = (
-            EnvironmentSource(block.credential.env)
-            if block.credential.env
-            else FileSource(data_dir.envoy_secrets / f"{name}.yaml")
-        )
-        credential = Credential(source, adapter.credential_header, adapter.credential_prefix)
+        credential = _credential(name, block.credential, adapter, data_dir)
     return ProviderSettings(
         name,
         block.api,
@@ -94,10 +92,24 @@ def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSet
     )
 
 
+def _credential(
+    name: str, block: CredentialBlock, adapter: Adapter, data_dir: DataDir
+) -> Credential | AwsSigning:
+    if block.aws_region:
+        return AwsSigning(block.aws_region)
+    source = (
+        EnvironmentSource(block.env)
+        if block.env
+        else FileSource(data_dir.envoy_secrets / f"{name}.yaml")
+    )
+    return Credential(source, adapter.credential_header, adapter.credential_prefix)
+
+
 def credential_variables(config: Config) -> set[str]:
     """The environment variables that only Envoy may see."""
-    blocks = (provider.credential for provider in config.providers.values())
-    return {block.env for block in blocks if block and block.env}
+    blocks = [provider.credential for provider in config.providers.values() if provider.credential]
+    aws = _AWS_VARIABLES if any(block.aws_region for block in blocks) else frozenset()
+    return set(aws).union(block.env for block in blocks if block.env)
 
 
 def missing_credentials(config: Config) -> Iterator[str]:

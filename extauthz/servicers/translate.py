@@ -88,6 +88,7 @@ def _denied(verdict: Verdict, now_ms: int) -> ext_authz_pb2.CheckResponse:
         ("content-type", "application/json"),
         ("x-budget-reason", verdict.reason.value),
         ("x-budget-decision-id", verdict.decision_id),
+        *adapter.refusal_headers(verdict.status).items(),
         *_retry_headers(verdict, line, now_ms),
     ]
     if line is not None and line.budget is not None:

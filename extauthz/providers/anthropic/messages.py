@@ -44,8 +44,8 @@ _DEFINED_TOOLS = ("bash_2", "text_editor_2", "computer_2", "memory_2")
 # (`thread`), try further models (`fallbacks`), or sample more than the cap says (`compaction`).
 _PARAMETERS = frozenset((
     "cache_control", "context_management", "diagnostics", "fallback_credit_token", "inference_geo",
-    "max_tokens", "messages", "metadata", "model", "output_config", "output_format", "service_tier",
-    "speed", "stop_sequences", "stream", "system", "temperature", "thinking", "tool_choice",
+    "max_tokens", "messages", "metadata", "output_config", "output_format", "service_tier",
+    "speed", "stop_sequences", "system", "temperature", "thinking", "tool_choice",
     "tools", "top_k", "top_p", "user_profile_id",
 ))  # fmt: skip
 _TEXT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
@@ -56,17 +56,28 @@ _CACHE_MARK = b"cache_control"
 
 def read_request(request: Request) -> RequestFacts:
     """The facts of a message."""
-    body = request.body
-    document = parse_object(body)
+    document = parse_object(request.body)
     model = read_string(document, "model")
-    _refuse_unmetered(document)
+    return facts_of(document, request.body, model, stream=read_flag(document, "stream"))
+
+
+def facts_of(
+    document: dict[str, Any],
+    body: bytes,
+    model: str,
+    *,
+    stream: bool,
+    beside: tuple[str, ...] = ("model", "stream"),
+) -> RequestFacts:
+    """The facts of a message; `beside` are the parameters that the caller has read."""
+    _refuse_unmetered(document, _PARAMETERS.union(beside))
     defined_tools = _count_defined_tools(document)
     media = _has_media(document)
     cap = read_count(document, "max_tokens", _TOKENS_MAX)
     premium = _premium(document)
     return RequestFacts(
         model=model,
-        stream=read_flag(document, "stream"),
+        stream=stream,
         input_tokens_max=(
             None if media else len(body) + _PREAMBLE_TOKENS + defined_tools * _DEFINED_TOOL_TOKENS
         ),
@@ -105,13 +116,13 @@ def read_usage(captured: CapturedResponse) -> UsageReport:
     )
 
 
-def _refuse_unmetered(document: dict[str, Any]) -> None:
+def _refuse_unmetered(document: dict[str, Any], known: frozenset[str]) -> None:
     """What runs at the provider, or bills at a rate no price list has, is not bounded."""
-    if not _PARAMETERS.issuperset(key for key, value in document.items() if value is not None):
+    if not known.issuperset(key for key, value in document.items() if value is not None):
         raise RequestError(
             Reason.UNMETERED_ENDPOINT,
             "the request has a parameter that cannot be metered: send the call without it. "
-            f"Those that can: {', '.join(sorted(_PARAMETERS))}",
+            f"Those that can: {', '.join(sorted(known))}",
         )
     if any(not edit.startswith("clear_") for edit in _context_edits(document)):
         raise RequestError(

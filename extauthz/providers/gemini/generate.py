@@ -19,7 +19,7 @@ from extauthz.providers.base import (
 from extauthz.providers.camel_json import each, fields_of, spelling
 from extauthz.providers.captured import decode_object, decode_string, extract
 from extauthz.providers.gemini.contents import holds_media, model_in_body
-from extauthz.providers.splice import find_member, root_start
+from extauthz.providers.splice import nested_cap_slot
 from extauthz.providers.strict_json import parse_object, read_count
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
@@ -96,22 +96,9 @@ def read_usage(captured: CapturedResponse) -> UsageReport:
 
 def cap_slot(document: dict[str, Any], body: bytes) -> CapSlot:
     """Where `generationConfig.maxOutputTokens` goes into a body that has none, or null."""
-    outer = spelling(document, "generationConfig")
-    if outer is None:
-        start = root_start(body)
-        comma = "," if document else ""
-        return CapSlot(start, 0, '"generationConfig":{"maxOutputTokens":', "}" + comma)
-    span = find_member(body, (outer,))
-    assert span is not None
-    config = document[outer]
-    if config is None:
-        return CapSlot(span.start, span.end - span.start, '{"maxOutputTokens":', "}")
-    inner = spelling(config, "maxOutputTokens")
-    if inner is not None:
-        null = find_member(body, (outer, inner))
-        assert null is not None
-        return CapSlot(null.start, null.end - null.start, "", "")
-    return CapSlot(span.start + 1, 0, '"maxOutputTokens":', "," if config else "")
+    outer = spelling(document, "generationConfig") or "generationConfig"
+    inner = spelling(document.get(outer) or {}, "maxOutputTokens") or "maxOutputTokens"
+    return nested_cap_slot(document, body, outer, inner)
 
 
 def _refuse_unmetered(fields: dict[str, Any], model: str) -> None:

@@ -1,0 +1,311 @@
+"""AWS Bedrock by boto3: Envoy signs, agents have no secret of AWS, the bill is what is spent."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError, EventStreamError
+from calls import bearer, received, send
+from servers import until
+from sidecar import Sidecar, agent, key_of, nanousd, running_sidecar
+
+from extauthz.sandbox.sigv4 import ACCESS_KEY_ID, SECRET_ACCESS_KEY
+
+BOTS = 60
+NOVA = "amazon.nova-micro-v1:0"
+CLAUDE = "global.anthropic.claude-haiku-4-5-20251001-v1:0"
+HELLO: Any = [{"role": "user", "content": [{"text": "hello"}]}]
+
+
+@pytest.fixture(scope="module")
+def sidecar() -> Iterator[Sidecar]:
+    agents: dict[str, Any] = {}
+    for number in range(BOTS):
+        agents |= agent(f"bot{number}", "50.00")
+    agents |= agent("poor", "0.0000001") | agent("capped", "50.00", default_output_tokens=40)
+    with running_sidecar(agents=agents, start=False) as running:
+        running.env["AWS_ACCESS_KEY_ID"] = ACCESS_KEY_ID
+        running.env["AWS_SECRET_ACCESS_KEY"] = SECRET_ACCESS_KEY
+        running.config["providers"]["bedrock"] = {
+            "api": "bedrock",
+            "upstream": running.sandbox.base_url,
+            "credential": {"aws_region": "us-east-1"},
+        }
+        running.start()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def numbers() -> Iterator[int]:
+    return itertools.count()
+
+
+@pytest.fixture
+def bot(numbers: Iterator[int]) -> str:
+    """An agent that has not called yet."""
+    number = next(numbers)
+    assert number < BOTS
+    return f"bot{number}"
+
+
+@pytest.fixture
+def call(sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A maker of clients: the official SDK, unmodified but for endpoint and key id."""
+
+    def make(name: str, **script: Any) -> Any:
+        monkeypatch.delenv("AWS_BEARER_TOKEN_BEDROCK", raising=False)
+        client = boto3.client(
+            "bedrock-runtime",
+            region_name="us-east-1",
+            aws_access_key_id=key_of(name),
+            aws_secret_access_key="any",
+            endpoint_url=f"{sidecar.egress}/bedrock",
+            config=Config(retries={"total_max_attempts": 1}, read_timeout=60),
+        )
+        headers = {"x-sandbox-agent": name} | {
+            f"x-sandbox-{key.replace('_', '-')}": str(value) for key, value in script.items()
+        }
+        client.meta.events.register(
+            "before-send.bedrock-runtime.*",
+            lambda request, **_: request.headers.update(headers),
+        )
+        sidecar.clients.callback(client.close)
+        return client
+
+    return make
+
+
+def settled(sidecar: Sidecar, name: str) -> dict[str, Any]:
+    """The log line of the settlement of an agent's only call, once it is there."""
+    found: list[dict[str, Any]] = []
+
+    def is_there() -> bool:
+        found[:] = [line for line in sidecar.log_lines("settlement") if line.get("agent") == name]
+        return bool(found)
+
+    until(is_there)
+    (line,) = found
+    return line
+
+
+def assert_spent_is_the_bill(sidecar: Sidecar, name: str, endpoint: str) -> None:
+    line = settled(sidecar, name)
+    assert (line["outcome"], line["endpoint"]) == ("settled", endpoint)
+    assert line["exactness"] == "exact"
+    bill = sidecar.sandbox.total_nanousd(name)
+    assert bill > 0
+    assert sidecar.balance(name) == (bill, 0)
+    assert nanousd(line["estimate_usd"]) >= bill
+
+
+def assert_reservation_was_charged(sidecar: Sidecar, name: str) -> None:
+    line = settled(sidecar, name)
+    assert sidecar.balance(name) == (nanousd(line["estimate_usd"]), 0)
+    assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(name) > 0
+
+
+def converse(client: Any, model: str = NOVA, **fields: Any) -> Any:
+    given = {"messages": HELLO, "inferenceConfig": {"maxTokens": 50}, **fields}
+    return client.converse(modelId=model, **given)
+
+
+def stream(client: Any, model: str = NOVA, **fields: Any) -> Any:
+    given = {"messages": HELLO, "inferenceConfig": {"maxTokens": 50}, **fields}
+    return client.converse_stream(modelId=model, **given)["stream"]
+
+
+def message(**fields: Any) -> bytes:
+    body = {
+        "anthropic_version": "bedrock-2023-05-31",
+        "max_tokens": 50,
+        "messages": [{"role": "user", "content": "hello"}],
+    }
+    return json.dumps(body | fields).encode()
+
+
+SCRIPTS: list[dict[str, Any]] = [
+    {},
+    {"output_tokens": 5000},
+    {"input_tokens": 3, "cached_tokens": 4, "pad_bytes": 200_000},
+    {"tool_input": json.dumps({"usage": {"inputTokens": 0}, "message": {"usage": {}}})},
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_conversation_is_settled_at_the_providers_own_bill(
+    sidecar: Sidecar, bot: str, call: Any, script: dict[str, Any], streams: bool
+) -> None:
+    client = call(bot, **script)
+    if streams:
+        assert [next(iter(event)) for event in stream(client)][-1] == "metadata"
+    else:
+        assert converse(client)["usage"]["outputTokens"]
+    assert_spent_is_the_bill(sidecar, bot, "converse_stream" if streams else "converse")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_models_own_body_is_settled_at_the_providers_own_bill(
+    sidecar: Sidecar, bot: str, call: Any, script: dict[str, Any], streams: bool
+) -> None:
+    client = call(bot, **script)
+    if streams:
+        answer = client.invoke_model_with_response_stream(modelId=CLAUDE, body=message())
+        assert b"message_stop" in list(answer["body"])[-1]["chunk"]["bytes"]
+    else:
+        answer = client.invoke_model(modelId=CLAUDE, body=message())
+        assert json.loads(answer["body"].read())["usage"]
+    assert_spent_is_the_bill(sidecar, bot, "invoke_stream" if streams else "invoke")
+
+
+def test_another_regions_profile_has_its_own_price(sidecar: Sidecar, bot: str, call: Any) -> None:
+    converse(call(bot), CLAUDE.replace("global", "us"))
+    assert_spent_is_the_bill(sidecar, bot, "converse")
+
+
+def test_the_provider_sees_envoys_signature_and_nothing_of_the_agents(
+    sidecar: Sidecar, bot: str
+) -> None:
+    headers = bearer(key_of(bot)) | {
+        "content-type": "application/json",
+        "x-amz-security-token": "mine",
+        "x-amz-date": "20000101T000000Z",
+        "x-amz-content-sha256": "mine",
+        "x-sandbox-agent": bot,
+    }
+    body = json.dumps({"messages": HELLO, "inferenceConfig": {"maxTokens": 5}}).encode()
+    answer = send(sidecar, body, headers, path=f"/bedrock/model/{NOVA}/converse")
+    assert answer.status == 200
+    request = received(sidecar.sandbox, answer.mark)
+    assert request is not None
+    assert request["credential_headers"] == ["authorization"]
+    assert "x-amz-security-token" not in request["header_names"]
+    assert_spent_is_the_bill(sidecar, bot, "converse")
+
+
+def test_a_signature_of_the_agents_own_is_no_key(sidecar: Sidecar) -> None:
+    headers = {
+        "authorization": "AWS4-HMAC-SHA256 Credential=AKIA/20260101/us-east-1/bedrock/aws4_request,"
+        " SignedHeaders=host, Signature=00",
+        "content-type": "application/json",
+    }
+    answer = send(sidecar, b"{}", headers, path=f"/bedrock/model/{NOVA}/converse")
+    assert (answer.status, answer.reason) == (401, "unknown_agent")
+    assert answer.headers["x-amzn-errortype"] == "AccessDeniedException"
+
+
+def test_only_envoy_has_the_secret(sidecar: Sidecar) -> None:
+    for path in sidecar.dir.rglob("*"):
+        assert not path.is_file() or SECRET_ACCESS_KEY.encode() not in path.read_bytes(), path
+    environment = f"/proc/{sidecar.pid_of('service')}/environ"
+    assert SECRET_ACCESS_KEY.encode() not in Path(environment).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"messages": HELLO}, "converse"),
+        ({"messages": HELLO, "inferenceConfig": {"temperature": 1}}, "converse"),
+        ({"inferenceConfig": {"maxTokens": None}, "messages": HELLO}, "converse-stream"),
+    ],
+    ids=str,
+)
+def test_a_default_cap_is_written_before_the_request_is_signed(
+    sidecar: Sidecar, body: dict[str, Any], path: str
+) -> None:
+    before = sidecar.sandbox.total_nanousd("capped")
+    headers = bearer(key_of("capped")) | {
+        "content-type": "application/json",
+        "x-sandbox-agent": "capped",
+        "x-sandbox-output-tokens": "5000",
+    }
+    data = json.dumps(body).encode()
+    answer = send(sidecar, data, headers, path=f"/bedrock/model/{NOVA}/{path}")
+    assert answer.status == 200
+    assert b'"outputTokens":40' in answer.body
+    after = sidecar.sandbox.total_nanousd("capped")
+    assert after > before
+    until(lambda: sidecar.balance("capped") == (after, 0))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("status", [400, 403, 429, 500, 503])
+def test_what_the_provider_refused_costs_nothing(
+    sidecar: Sidecar, bot: str, call: Any, status: int, streams: bool
+) -> None:
+    client = call(bot, status=status)
+    with pytest.raises(ClientError) as caught:
+        stream(client) if streams else converse(client)
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
+    assert settled(sidecar, bot)["outcome"] == "released"
+    assert sidecar.balance(bot) == (0, 0)
+
+
+def test_a_stream_that_told_no_usage_is_charged_its_reservation(
+    sidecar: Sidecar, bot: str, call: Any
+) -> None:
+    list(stream(call(bot, ending="no-usage")))
+    assert_reservation_was_charged(sidecar, bot)
+
+
+def test_a_stream_that_ended_in_an_exception_is_charged_its_reservation(
+    sidecar: Sidecar, bot: str, call: Any
+) -> None:
+    with pytest.raises(EventStreamError):
+        list(stream(call(bot, ending="error-event")))
+    assert_reservation_was_charged(sidecar, bot)
+
+
+@pytest.mark.parametrize("kind", ["converse", "invoke"])
+def test_hanging_up_in_the_middle_saves_nothing(
+    sidecar: Sidecar, bot: str, call: Any, kind: str
+) -> None:
+    client = call(bot, chunk_delay_ms=300, chunks=20)
+    if kind == "converse":
+        events = stream(client)
+    else:
+        events = client.invoke_model_with_response_stream(modelId=CLAUDE, body=message())["body"]
+    next(iter(events))
+    events.close()
+    client.close()
+    assert_reservation_was_charged(sidecar, bot)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guardrailConfig": {"guardrailIdentifier": "g", "guardrailVersion": "1"}},
+        {"performanceConfig": {"latency": "optimized"}},
+        {"serviceTier": {"type": "priority"}},
+        {"additionalModelRequestFields": {"max_tokens": 99999}},
+    ],
+    ids=str,
+)
+def test_what_nothing_bounds_never_leaves(
+    sidecar: Sidecar, bot: str, call: Any, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(ClientError) as caught:
+        converse(call(bot), **fields)
+    error = caught.value.response
+    assert error["Error"]["Code"] == "AccessDeniedException"
+    assert "cannot be metered" in error["Error"]["Message"] or "price" in error["Error"]["Message"]
+    assert sidecar.sandbox.total_nanousd(bot) == 0
+
+
+def test_another_makers_own_body_is_refused(sidecar: Sidecar, bot: str, call: Any) -> None:
+    with pytest.raises(ClientError, match="use converse"):
+        call(bot).invoke_model(modelId=NOVA, body=b"{}")
+
+
+def test_a_budget_that_is_too_small_is_told_as_aws_tells_it(sidecar: Sidecar, call: Any) -> None:
+    with pytest.raises(ClientError) as caught:
+        converse(call("poor"))
+    assert caught.value.response["Error"]["Code"] == "AccessDeniedException"
+    headers = caught.value.response["ResponseMetadata"]["HTTPHeaders"]
+    assert headers["x-budget-reason"] == "request_too_large"

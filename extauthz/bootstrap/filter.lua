@@ -55,11 +55,14 @@ local JSON_DOCUMENT = {[NO_KEY] = {inside = {[OPEN_OBJECT] = JSON_ROOT, [OPEN_LI
 
 local ANTHROPIC_MESSAGE = {usage = USAGE_START, model = MODEL}
 local OPENAI_RESPONSE = {usage = USAGE, model = MODEL, service_tier = SERVICE_TIER}
+-- Cohere ends with this. What a model writes stands in strings further in.
+local COHERE_DELTA = {usage = USAGE}
 local SSE_ROOT = {
   usage = USAGE, model = MODEL, service_tier = SERVICE_TIER, error = ERROR,
   usageMetadata = USAGE, modelVersion = MODEL,
   message = {inside = {[OPEN_OBJECT] = ANTHROPIC_MESSAGE}},
   response = {inside = {[OPEN_OBJECT] = OPENAI_RESPONSE}},
+  delta = {inside = {[OPEN_OBJECT] = COHERE_DELTA}},
 }
 -- Bedrock ends a stream of a model's own events with this.
 local INVOCATION_METRICS = {fact = "complete", first_byte = OPEN_OBJECT, value = true}

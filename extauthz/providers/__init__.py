@@ -4,9 +4,11 @@ from extauthz.providers.anthropic import ANTHROPIC
 from extauthz.providers.azure import AZURE
 from extauthz.providers.base import Adapter
 from extauthz.providers.bedrock import BEDROCK
+from extauthz.providers.cohere import COHERE
 from extauthz.providers.compatible import COMPATIBLE
 from extauthz.providers.gemini import GEMINI
 from extauthz.providers.openai import OPENAI
+from extauthz.providers.vertex import VERTEX
 
 ADAPTERS: dict[str, Adapter] = {
     "openai": OPENAI,
@@ -14,5 +16,7 @@ ADAPTERS: dict[str, Adapter] = {
     "azure": AZURE,
     "gemini": GEMINI,
     "bedrock": BEDROCK,
+    "cohere": COHERE,
+    "vertex": VERTEX,
     **COMPATIBLE,
 }

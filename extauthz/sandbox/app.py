@@ -9,6 +9,7 @@ from aiohttp import web
 from extauthz.sandbox.anthropic import Anthropic
 from extauthz.sandbox.bedrock import BEDROCK_PATHS, Converse
 from extauthz.sandbox.bill import Bill, Received
+from extauthz.sandbox.cohere import Cohere
 from extauthz.sandbox.delivery import arrange, deliver
 from extauthz.sandbox.gemini import Gemini, GeminiEvents, GeminiList, gemini_actions
 from extauthz.sandbox.openai import OpenAI
@@ -17,6 +18,7 @@ from extauthz.sandbox.prices import Model, PriceTable, Rates
 from extauthz.sandbox.responses import Responses
 from extauthz.sandbox.script import Script, ScriptError
 from extauthz.sandbox.sigv4 import verify
+from extauthz.sandbox.vertex import RawPredict
 from extauthz.sandbox.wire import Call, Refusal, Wire, dumps, encode, parse_object
 
 DEFAULT_OPENAI_KEY = "sandbox-openai-key"
@@ -24,7 +26,9 @@ DEFAULT_ANTHROPIC_KEY = "sandbox-anthropic-key"
 DEFAULT_GOOGLE_KEY = "sandbox-google-key"
 CLIENT_MAX_SIZE = 64 * 2**20
 
-GEMINI_VERSIONS = ("v1", "v1beta")
+_PUBLISHERS = "v1{beta:(beta1)?}/projects/{project}/locations/{location}/publishers"
+GEMINI_MODELS = ("v1/models", "v1beta/models", f"{_PUBLISHERS}/google/models")
+CLAUDE_MODELS = f"/{_PUBLISHERS}/anthropic/models"
 
 OPENAI_PATHS: dict[str, type[OpenAI]] = {
     "/chat/completions": OpenAI,
@@ -76,18 +80,25 @@ def create_app(
                 for prefix in ("/openai/deployments/{deployment}", "/openai/v1")
             ),
             *(
-                web.post(f"/{version}/models/{{model}}:{action}", providers.serve(wire))
+                web.post(f"/{models}/{{model}}:{action}", providers.serve(wire))
                 for action, wire in gemini_actions(google_key).items()
-                for version in GEMINI_VERSIONS
+                for models in GEMINI_MODELS
             ),
             *(
                 web.post(
-                    f"/{version}/models/{{model}}:streamGenerateContent",
+                    f"/{models}/{{model}}:streamGenerateContent",
                     providers.serve_gemini_stream(GeminiEvents(google_key), GeminiList(google_key)),
                 )
-                for version in GEMINI_VERSIONS
+                for models in GEMINI_MODELS
             ),
             web.get("/v1beta/models", providers.models),
+            *(
+                web.post(
+                    f"{CLAUDE_MODELS}/{{model}}:{action}", providers.serve(RawPredict(google_key))
+                )
+                for action in ("rawPredict", "streamRawPredict")
+            ),
+            web.post("/v2/chat", providers.serve(Cohere(openai_key))),
             *(
                 web.post(f"/model/{{model}}/{action}", providers.serve(wire()))
                 for action, wire in BEDROCK_PATHS.items()

@@ -61,8 +61,9 @@ class Gemini:
         return token(22)
 
     def authorize(self, headers: Mapping[str, str]) -> None:
-        """Ask for the key."""
-        if headers.get("x-goog-api-key") != self._key:
+        """Ask for the key; Vertex AI asks for a bearer token."""
+        given = headers.get("x-goog-api-key") or headers.get("authorization", "")
+        if given.removeprefix("Bearer ") != self._key:
             raise Refusal(400, "API key not valid. Please pass a valid API key.")
 
     def find_model(self, body: Mapping[str, Any], prices: PriceTable) -> Model:

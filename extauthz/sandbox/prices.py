@@ -152,6 +152,14 @@ def _published() -> Iterator[Model]:
         rate = per_million(input=given, cached=read, cache_write_5m=write, output=made)
         yield Model("aws", name, name, rate, 64_000)
 
+    name = "claude-haiku-4-5@20251001"
+    rate = per_million(input="1", cached="0.10", cache_write_5m="1.25", output="5")
+    yield Model("google", name, name, rate, 64_000)
+
+    # https://cohere.com/pricing
+    rate = per_million(input="2.50", output="10")
+    yield Model("cohere", "command-a-03-2025", "command-a-03-2025", rate)
+
     def claude(usd: tuple[str, str, str, str, str]) -> Rates:
         given, write_5m, write_1h, read, output = usd
         return per_million(

@@ -130,10 +130,17 @@ def write_secret_files(config: Config, data_dir: DataDir, settings: EnvoySetting
         block = config.providers[provider.name].credential
         if block is None or block.file is None:
             continue
+        file = block.file.absolute()
         resource = {
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
             "name": provider.secret_name,
-            "generic_secret": {"secret": {"filename": str(block.file.resolve())}},
+            # A token that lives for an hour is replaced by a rename, while Envoy runs.
+            "generic_secret": {
+                "secret": {
+                    "filename": str(file),
+                    "watched_directory": {"path": str(file.parent)},
+                }
+            },
         }
         path = data_dir.envoy_secrets / f"{provider.name}.yaml"
         path.write_text(yaml.safe_dump({"resources": [resource]}))

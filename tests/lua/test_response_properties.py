@@ -20,6 +20,7 @@ SSE_ROOT = ROOT | {"error": "error"}
 LIST_ROOT = dict(SSE_ROOT)  # of a list: the same names, but nothing lies within them
 SSE_INNER = {
     "message": {"usage": "usage_start", "model": "model"},
+    "delta": {"usage": "usage"},
     "response": {"usage": "usage", "model": "model", "service_tier": "service_tier"},
 }
 

@@ -1,0 +1,108 @@
+"""`api: cohere`: Cohere's chat, https://docs.cohere.com/reference/chat.
+
+`usage.billed_units` is what is billed: less than `usage.tokens`, which counts Cohere's own prompt
+too. A stream tells it in `message-end`, under `delta`. No answer names its model.
+"""
+
+import json
+from typing import Any
+
+from extauthz.providers.base import (
+    Adapter,
+    CapturedResponse,
+    Refusal,
+    Request,
+    RequestError,
+    RequestFacts,
+    billed,
+    free,
+)
+from extauthz.providers.camel_json import known_fields
+from extauthz.providers.captured import decode_object, extract
+from extauthz.providers.splice import cap_slot
+from extauthz.providers.strict_json import (
+    parse_object,
+    read_count,
+    read_flag,
+    read_list,
+    read_string,
+)
+from extauthz.reasons import Reason
+from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
+
+_CAP_FIELDS = ("max_tokens",)
+_TOKENS_MAX = 10_000_000
+_PREAMBLE_TOKENS = 1024
+"""What may be added around messages, tools and documents, beyond the bytes that were sent."""
+
+# All that is known to be bounded by what stands in the request.
+_PARAMETERS = frozenset((
+    "citation_options", "documents", "frequency_penalty", "k", "logprobs", "max_tokens",
+    "messages", "model", "p", "presence_penalty", "priority", "response_format", "safety_mode",
+    "seed", "stop_sequences", "stream", "strict_tools", "temperature", "thinking", "tool_choice",
+    "tools",
+))  # fmt: skip
+_TEXT = ("document", "text", "thinking")
+
+
+def refusal_body(refusal: Refusal) -> bytes:
+    """`{"message"}`, and the reason beside it."""
+    body = {"message": refusal.message, "code": refusal.reason.value, **refusal.details}
+    return json.dumps({"id": refusal.decision_id, **body}).encode()
+
+
+def _read_request(request: Request) -> RequestFacts:
+    body = request.body
+    document = known_fields(parse_object(body), _PARAMETERS, "the request")
+    media = _has_media(document)
+    if any(
+        not isinstance(t, dict) or t.get("type") != "function" for t in read_list(document, "tools")
+    ):
+        raise RequestError(Reason.UNMETERED_ENDPOINT, "a tool is a function, no other is metered")
+    cap = read_count(document, "max_tokens", _TOKENS_MAX)
+    slot = cap_slot(body, "max_tokens", stands_as_null="max_tokens" in document)
+    return RequestFacts(
+        model=read_string(document, "model"),
+        stream=read_flag(document, "stream"),
+        input_tokens_max=None if media else len(body) + _PREAMBLE_TOKENS,
+        output_tokens_cap=cap,
+        media=media,
+        cap_slot=None if cap else slot,
+    )
+
+
+def _read_usage(captured: CapturedResponse) -> UsageReport:
+    usage = decode_object(captured.usage)
+    if usage is None or not isinstance(usage.get("billed_units"), dict):
+        return UNKNOWN_USAGE
+    amounts = extract("cohere", "default", usage)
+    if amounts is None:
+        return UNKNOWN_USAGE
+    # Searches and classifications are billed otherwise than tokens.
+    others = set(usage["billed_units"]) - {"input_tokens", "output_tokens"}
+    all_told = not any(usage["billed_units"][name] for name in others)
+    exact = captured.complete and not captured.error and all_told
+    return UsageReport(Exactness.EXACT if exact else Exactness.LOWER_BOUND, amounts)
+
+
+def _has_media(document: dict[str, Any]) -> bool:
+    kinds = set()
+    for message in read_list(document, "messages"):
+        content = message.get("content") if isinstance(message, dict) else None
+        for block in content if isinstance(content, list) else ():
+            kinds.add(str(block.get("type")) if isinstance(block, dict) else "")
+    if not kinds.issubset((*_TEXT, "image_url")):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT, "content of this type cannot be metered: leave it out"
+        )
+    return "image_url" in kinds
+
+
+COHERE = Adapter(
+    price_provider="cohere",
+    endpoints=(
+        billed("chat", "/v2/chat", _read_request, _read_usage, cap_fields=_CAP_FIELDS),
+        free("models", "GET", r"/v1/models(/[A-Za-z0-9][A-Za-z0-9._-]*)?"),
+    ),
+    refusal_body=refusal_body,
+)

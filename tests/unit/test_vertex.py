@@ -1,0 +1,60 @@
+"""Vertex AI: which paths are metered, and as what."""
+
+import json
+
+import pytest
+
+from extauthz.providers import ADAPTERS
+from extauthz.providers.base import Request, RequestError
+
+VERTEX = ADAPTERS["vertex"]
+PLACE = "/v1/projects/my-project/locations"
+HAIKU = "claude-haiku-4-5@20251001"
+MESSAGE = {"anthropic_version": "vertex-2023-10-16", "max_tokens": 9, "messages": []}
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [
+        (f"{PLACE}/us-central1/publishers/google/models/m:generateContent", "generate_content"),
+        (
+            "/v1beta1/projects/p/locations/global/publishers/google/models/m:streamGenerateContent",
+            "stream_generate_content",
+        ),
+        (f"{PLACE}/global/publishers/anthropic/models/{HAIKU}:rawPredict", "raw_predict"),
+        (f"{PLACE}/global/publishers/anthropic/models/{HAIKU}:streamRawPredict",
+         "stream_raw_predict"),
+        (f"{PLACE}/global/publishers/anthropic/models/count-tokens:rawPredict",
+         "count_message_tokens"),
+        (f"{PLACE}/us-east5/publishers/anthropic/models/{HAIKU}:rawPredict", None),
+        (f"{PLACE}/global/publishers/meta/models/llama:rawPredict", None),
+        (f"{PLACE}/global/publishers/google/models/m:predict", None),
+        (f"{PLACE}/global/endpoints/1:generateContent", None),
+        (f"{PLACE}/global/batchPredictionJobs", None),
+    ],
+)  # fmt: skip
+def test_the_path_names_the_endpoint(path, endpoint):
+    route = VERTEX.route("POST", path)
+    assert (route and route.endpoint.name) == endpoint
+
+
+def test_a_message_takes_its_model_from_the_path():
+    body = json.dumps({**MESSAGE, "stream": True}).encode()
+    facts = VERTEX.read_request("stream_raw_predict", Request(body, HAIKU))
+    assert (facts.model, facts.output_tokens_cap, facts.stream) == (HAIKU, 9, True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stream": True},
+        {"model": "claude-opus-4-1"},
+        {"anthropic_version": None},
+        {"anthropic_beta": ["context-1m-2025-08-07"]},
+    ],
+    ids=str,
+)
+def test_a_message_that_is_not_what_its_path_says_is_refused(fields):
+    body = json.dumps({**MESSAGE, **fields}).encode()
+    with pytest.raises(RequestError):
+        VERTEX.read_request("raw_predict", Request(body, HAIKU))

@@ -42,7 +42,7 @@ def add_rebuild_to(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]")
     rebuild.add_argument(
         "--go-on",
         action="store_true",
-        help="restore nothing: open the books, and count what was lost no more",
+        help="write off what the store has lost of what was spent, and count it no more",
     )
     with_config(rebuild)
     rebuild.set_defaults(run=run_at_desk(rebuild_orgs))
@@ -128,7 +128,7 @@ async def rebuild_orgs(desk: Desk, options: argparse.Namespace) -> None:
     done, whole = 0, None
     for org in desk.policies.all_orgs:
         archive = desk.archive_of(org)
-        if not archive.last_seq:
+        if not (archive.last_seq or options.go_on):
             continue
         rebuilder = Rebuilder(
             desk.store,
@@ -151,7 +151,10 @@ async def rebuild_orgs(desk: Desk, options: argparse.Namespace) -> None:
     if not done and whole:
         raise whole
     if not done:
-        raise RebuildError("nothing was archived yet, so there is nothing to rebuild from")
+        raise RebuildError(
+            "nothing is archived in this data_dir, so there is nothing to rebuild from: run it "
+            "where the archive is, or write off what was lost with --go-on"
+        )
     print("What was written after the last archived row is found in the file access log, if there")
     print("is one: run 'extauthz reconcile', then 'extauthz audit'.")
 

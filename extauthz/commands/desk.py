@@ -126,7 +126,7 @@ def run_at_desk(work: Work) -> Callable[[argparse.Namespace], None]:
 
 
 async def _run(work: Work, options: argparse.Namespace, config: Config) -> None:
-    from extauthz.server.archives import archives_of, expect_archived  # noqa: PLC0415 - below
+    from extauthz.server.archives import archives_of, expect_books  # noqa: PLC0415 - below
     from extauthz.server.data_dir import DataDir  # noqa: PLC0415 - as below
     from extauthz.server.in_force import as_recorded  # noqa: PLC0415 - as below
     from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
@@ -138,7 +138,7 @@ async def _run(work: Work, options: argparse.Namespace, config: Config) -> None:
         wait_replicas=config.store.wait_replicas,
     )
     archive_of = archives_of(config)
-    expect_archived(store, archive_of, policies.all_orgs)
+    expect_books(store, config, archive_of, policies.all_orgs)
     try:
         await work(Desk(policies, store, system_clock, archive_of), options)
     except StoreUnavailableError as error:

@@ -17,7 +17,7 @@ from extauthz.ledger import (
 )
 from extauthz.money import format_usd
 from extauthz.policies import Policies, Unit
-from extauthz.server.archives import archives_of, expect_archived
+from extauthz.server.archives import archives_of, expect_books
 from extauthz.server.data_dir import DataDir
 from extauthz.server.in_force import as_recorded
 from extauthz.server.serve import store_url
@@ -49,7 +49,7 @@ async def adjust(config: Config, adjustment: Adjustment) -> Outcome:
     store = RedisStore.from_url(store_url(config))
     try:
         policies = as_recorded(DataDir(config.data_dir).in_force, policies_of(config))
-        expect_archived(store, archives_of(config), policies.all_orgs)
+        expect_books(store, config, archives_of(config), policies.all_orgs)
         ending = await adjusted(store, policies, adjustment)
     except (ClockSkewError, CounterRangeError, HoldsMismatchError) as error:
         raise AdjustError(f"{adjustment.id}: {error}") from error

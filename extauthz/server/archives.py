@@ -50,14 +50,51 @@ def _key(config: Config) -> bytes | None:
     return key
 
 
-def expect_archived(
-    store: LedgerStore, archive_of: Callable[[str], Archive], orgs: Iterable[str]
+class SeenBooks:
+    """Which orgs' books this `data_dir` has worked with, archived here or by another service.
+
+    A store without them has lost them: who has seen them does not open new ones.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._directory = DataDir(config.data_dir).books_seen
+        self._noted: set[str] = set()
+
+    def __contains__(self, org: str) -> bool:
+        return (self._directory / org).exists()
+
+    def add(self, org: str) -> None:
+        """Note it; on disk when this returns.
+
+        Raises:
+            ArchiveError: it cannot be noted.
+        """
+        if org in self._noted:
+            return
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            (self._directory / org).touch(mode=0o600)
+            descriptor = os.open(self._directory, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise ArchiveError(
+                f"{self._directory}: cannot be written ({error.strerror})"
+            ) from error
+        self._noted.add(org)
+
+
+def expect_books(
+    store: LedgerStore, config: Config, archive_of: Callable[[str], Archive], orgs: Iterable[str]
 ) -> None:
-    """Let no command open books anew of which rows were archived: the store has lost them then."""
+    """Let nobody open books anew that were seen or archived here: the store has lost them then."""
+    seen = SeenBooks(config)
     for org in orgs:
         try:
-            has_rows = archive_of(org).last_seq > 0
+            is_known = org in seen or archive_of(org).last_seq > 0
         except ArchiveError:
-            has_rows = True
-        if has_rows:
+            is_known = True
+        if is_known:
             store.expect_books(org)

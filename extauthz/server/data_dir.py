@@ -88,6 +88,11 @@ class DataDir:
         return self.root / "in_force.json"
 
     @property
+    def books_seen(self) -> Path:
+        """A file for each org whose books were seen in the store."""
+        return self.root / "books_seen"
+
+    @property
     def spool(self) -> Path:
         """Entries that the store could not take yet."""
         return self.root / "spool"

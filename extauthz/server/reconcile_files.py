@@ -7,7 +7,7 @@ from pathlib import Path
 from extauthz.config import Config, policies_of, prices_of
 from extauthz.errors import OperatorError
 from extauthz.ledger import Outcome
-from extauthz.server.archives import archives_of, expect_archived
+from extauthz.server.archives import archives_of, expect_books
 from extauthz.server.data_dir import DataDir
 from extauthz.server.in_force import as_recorded
 from extauthz.server.serve import store_url
@@ -46,7 +46,7 @@ async def reconcile_files(config: Config, only: Path | None) -> LinesReconciled:
     files = LogFiles(path, with_rotated=only is None, quiet_seconds=0)
     store = RedisStore.from_url(store_url(config))
     policies = as_recorded(DataDir(config.data_dir).in_force, policies_of(config))
-    expect_archived(store, archives_of(config), policies.all_orgs)
+    expect_books(store, config, archives_of(config), policies.all_orgs)
     rules = Rules(policies, prices_of(config))
     inapplicable = _Inapplicable()
     settler = Settler(rules, store, HeldRoom(), system_clock, inapplicable)

@@ -21,7 +21,7 @@ from extauthz.config.values import Address
 from extauthz.errors import OperatorError
 from extauthz.ids import uuid7
 from extauthz.metrics import Metrics
-from extauthz.server.archives import archives_of
+from extauthz.server.archives import SeenBooks, archives_of, expect_books
 from extauthz.server.audits import AuditTimer
 from extauthz.server.data_dir import OWNER_ONLY, DataDir
 from extauthz.server.in_force import InForceError, take_over
@@ -124,6 +124,7 @@ class Service:
             clock,
             self._metrics,
             holder=f"{socket.gethostname()} {uuid7(clock())}",
+            seen=SeenBooks(config).add,
         )
         self._audits = AuditTimer(
             config_path,
@@ -151,6 +152,8 @@ class Service:
             await self._store.check_ready()
         except StoreError as error:
             raise StartError(f"store: {error}") from error
+        orgs = self._rules.policies.all_orgs
+        expect_books(self._store, self._config, archives_of(self._config), orgs)
         await self._archiver.begin()
         runners = [
             await _listen(self._admin.metrics_app(), self._config.listen.metrics, "metrics"),

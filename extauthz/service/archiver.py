@@ -201,8 +201,10 @@ class Archiver:
         metrics: Metrics,
         *,
         holder: str,
+        seen: Callable[[str], None] = lambda _org: None,
         every_seconds: float = 1.0,
     ) -> None:
+        self._seen = seen
         self._orgs, self._store, self._archive_of = orgs, store, archive_of
         self._clock, self._metrics, self._holder = clock, metrics, holder
         self._every_seconds = every_seconds
@@ -254,6 +256,8 @@ class Archiver:
             archiver = self._archiver(org)
             try:
                 is_archiving = await archiver.look()
+                if archiver.standing is not None and archiver.standing.last_seq:
+                    self._seen(org)
             except (OperatorError, ClockSkewError) as error:
                 problem = error
             self._tell(org, archiver.standing, problem, is_archiving=is_archiving)

@@ -25,6 +25,7 @@ from extauthz.ledger import (
     Counter,
     Override,
     OverrideBook,
+    Posting,
     Row,
     RowOutcome,
     Standing,
@@ -36,7 +37,7 @@ from extauthz.ledger import (
 from extauthz.service.lines import NEVER_MS
 from extauthz.service.rules import Clock
 from extauthz.store.base import StoredReservation, counter_key_of
-from extauthz.store.bookkeeping import Bookkeeping
+from extauthz.store.bookkeeping import Bookkeeping, Fields
 
 _ROWS_AT_ONCE = 1000
 _TRIES, _PAUSE_S = 100, 0.1
@@ -158,14 +159,14 @@ class Rebuilder:
         result = Rebuilt()
         async with self._writer() as writer:
             books = await self._adopt(org, writer, result)
-            await self._restore_endings(org, books, result)
-            await self._restore_counters(org, books, result)
-            await self._restore_overrides(org, books, result)
-            await self._open(org, writer, {"rebuilt": reason})
+            await self._restore(org, books, writer, {"rebuilt": reason}, result)
         return result
 
     async def go_on(self, org: str, *, reason: str) -> Rebuilt:
-        """Open the books as the store stands: what it has lost is not counted any more.
+        """Open the books with what the store still shows as spent; the rest is written off.
+
+        The rows that write it off keep the reason, so that books and counters agree. Limits, pauses
+        and the memory of what has ended are put back: nothing is charged twice, and nobody let in.
 
         Raises:
             NothingToRebuildError: the store has all that the archive has.
@@ -174,9 +175,44 @@ class Rebuilder:
         """
         result = Rebuilt()
         async with self._writer() as writer:
-            await self._adopt(org, writer, result)
-            await self._open(org, writer, {"gone on without": reason})
+            books = await self._adopt(org, writer, result)
+            await self._write_off(org, books, writer, reason)
+            await self._restore(org, books, writer, {"gone on without": reason}, result)
         return result
+
+    async def _restore(
+        self,
+        org: str,
+        books: _Books,
+        writer: ArchiveWriter,
+        words: dict[str, str],
+        result: Rebuilt,
+    ) -> None:
+        await self._restore_endings(org, books, result)
+        await self._restore_counters(org, books, result)
+        await self._restore_overrides(org, books, result)
+        result.last_seq = writer.last_seq
+        await self._open(org, writer, words)
+
+    async def _write_off(self, org: str, books: _Books, writer: ArchiveWriter, reason: str) -> None:
+        """Let the rows say what the counters of the store show."""
+        at_ms = self._clock()
+        particulars = json.dumps({"written off": reason}, separators=(",", ":"))
+        live = {n: c for n, c in books.tally.counters.items() if c.forget_at_ms > at_ms}
+        shown = await self._bookkeeping.counters(org, [counter_key_of(org, name) for name in live])
+        for (name, counter), fields in zip(list(live.items()), shown, strict=True):
+            for charged_at_ms, posting in _written_off(name, counter, fields, at_ms):
+                row = Row(
+                    writer.last_seq + 1,
+                    at_ms,
+                    RowOutcome.REPAIR,
+                    "books",
+                    charged_at_ms=charged_at_ms,
+                    postings=(posting,),
+                    particulars=particulars,
+                )
+                writer.append([row])
+                books.add(row, is_remembered=False)
 
     @asynccontextmanager
     async def _writer(self) -> AsyncIterator[ArchiveWriter]:
@@ -241,7 +277,7 @@ class Rebuilder:
         """Whether the store knows of every row that is archived, and has every one that is not."""
         through = standing.through_seq
         first = stream[0].seq if stream else last_read + 1
-        if last_read < self._archive.last_seq or first > through + 1:
+        if not last_read or last_read < self._archive.last_seq or first > through + 1:
             return False
         return not through or self._archive.hash_at(through) == standing.hash
 
@@ -324,6 +360,22 @@ class Rebuilder:
         particulars = json.dumps(words, separators=(",", ":"))
         await self._bookkeeping.restore_archived(org, writer.last_seq, writer.last_hash)
         await self._bookkeeping.open(org, self._clock(), writer.last_seq + 1, particulars)
+
+
+def _written_off(
+    name: str, counter: Counter, fields: Fields, at_ms: int
+) -> Iterator[tuple[int, Posting]]:
+    """What makes the sum of the rows what a counter shows, and of when each part is."""
+    width_ms, forget_at_ms = width_of(name), counter.forget_at_ms
+    if width_ms is None:
+        shown = fields.get("spent", 0)
+        if shown != counter.spent:
+            yield at_ms, Posting(name, 0, shown, counter.spent, forget_at_ms)
+        return
+    for bucket, spent in list(counter.buckets.items()):
+        shown = fields.get(str(bucket), 0)
+        if shown != spent:
+            yield bucket * width_ms, Posting(name, 0, shown, spent, forget_at_ms)
 
 
 def _corrected(ending: Row, row: Row) -> Row | None:

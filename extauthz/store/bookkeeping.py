@@ -87,6 +87,16 @@ class Bookkeeping:
         )
         return Cut(int(last_seq), tuple(open_ids), counters)
 
+    async def counters(self, org: str, keys: Sequence[str]) -> list[Fields]:
+        """How counters stand, one after the other; empty where there is none."""
+        check_keys(org, keys)
+        found: list[Fields] = []
+        for at in range(0, len(keys), _SCANNED_AT_ONCE):
+            chunk = keys[at : at + _SCANNED_AT_ONCE]
+            replies = await self._courier.read(org, *(("HGETALL", key) for key in chunk))
+            found += [{name: int(n) for name, n in pairs(flat).items()} for flat in replies]
+        return found
+
     async def repair(
         self,
         org: str,

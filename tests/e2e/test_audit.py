@@ -13,7 +13,7 @@ import redis
 from calls import chat, post
 from load import Load
 from outages import answers
-from servers import until
+from servers import Server, until
 from sidecar import Sidecar, agent, running_sidecar
 
 from extauthz.config import load
@@ -159,3 +159,33 @@ def test_after_a_flush_nothing_is_let_through_until_the_ledger_is_rebuilt(
     until(lambda: extauthz(sidecar, "audit").returncode == 0, 60)
     # And the archive goes on.
     until(lambda: archive.last_seq == books(sidecar)[-1].seq, 30)
+
+
+def test_a_service_that_has_no_archive_does_not_begin_new_books_either() -> None:
+    """Two sidecars share a store; after it was flushed, the one without the archive restarts."""
+    agents = agent("shared", "1000.00")
+    with (
+        Server() as server,
+        running_sidecar(agents=agents, store={"url": server.url}) as archiving,
+        running_sidecar(agents=agents, store={"url": server.url}) as other,
+    ):
+        for sidecar in (archiving, other):
+            assert post(sidecar, "shared", chat()).status == 200
+        until_nothing_is_held(archiving, "shared")
+        archive = archives_of(load(archiving.config_path))("default")
+        until(lambda: archive.last_seq == 3, 60)  # opened, and a call through each
+        until((other.data_dir / "books_seen" / "default").exists, 30)
+        spent = archiving.balance("shared")[0]
+        with server.client() as store:
+            store.flushall()
+
+        other.kill("service")
+        until(lambda: post(other, "shared", chat()).reason == "store_unavailable", 60)
+        nothing = extauthz(other, "ledger", "rebuild", "--reason", "flushed")
+        rebuilt = extauthz(archiving, "ledger", "rebuild", "--reason", "flushed")
+
+        assert nothing.returncode == 1
+        assert "run it where the archive is" in nothing.stderr
+        assert rebuilt.returncode == 0, rebuilt.stderr
+        until(lambda: post(other, "shared", chat()).status == 200, 60)
+        assert other.balance("shared")[0] >= spent > 0

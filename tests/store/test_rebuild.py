@@ -31,7 +31,7 @@ from extauthz.ledger import (
 )
 from extauthz.service.audit import Auditor
 from extauthz.service.rebuild import Rebuilder, RebuildError
-from extauthz.store.base import BooksClosedError, counter_key
+from extauthz.store.base import BooksClosedError, counter_key, rolling_counter_key
 from extauthz.store.redis import RedisStore
 
 
@@ -241,8 +241,14 @@ async def test_a_rebuild_that_was_stopped_half_way_is_done_again(
     assert await books.is_clean()
 
 
-async def test_going_on_without_what_was_lost_is_a_row_with_its_reason(books: Books) -> None:
-    await settled(books)
+async def test_going_on_without_what_was_lost_is_written_off_with_its_reason(
+    books: Books,
+) -> None:
+    one = await settled(books)
+    at_ms = now_ms()
+    await books.store.override(
+        Override("o", books.org, at_ms, Change.PAUSE, "agent:bot", at_ms + DAY_MS)
+    )
     await books.seal()
     books.lose_everything()
 
@@ -252,7 +258,38 @@ async def test_going_on_without_what_was_lost_is_a_row_with_its_reason(books: Bo
     assert row.outcome is RowOutcome.REPAIR
     assert "do not matter" in row.particulars
     assert (await books.balances())[0].spent == 0
-    assert replace(row, seq=0).id == "books"
+    assert await books.is_clean()
+    # Nothing is charged again that was charged before, and nobody is let in who was not.
+    assert (await books.store.settle(one.settle())).outcome is Outcome.DUPLICATE
+    assert "agent:bot" in (await books.store.overrides(books.org, now_ms())).pauses
+
+
+async def test_going_on_writes_off_what_a_rolling_window_has_lost(books: Books) -> None:
+    call = books.call
+    reserve = call.reserve(lease_ms=DAY_MS)
+    key = rolling_counter_key(books.org, "rolling", 3_600_000)
+    hold = replace(reserve.holds[0], key=key)
+    await books.store.reserve(replace(reserve, holds=(hold,)))
+    settle = call.settle()
+    await books.store.settle(replace(settle, charges=(replace(settle.charges[0], key=key),)))
+    await books.seal()
+    books.lose_everything()
+
+    await books.rebuilder().go_on(books.org, reason="x")
+
+    assert (await books.store.balances(books.org, [key], now_ms()))[0].spent == 0
+    assert await books.is_clean()
+
+
+async def test_books_that_were_never_archived_here_can_only_be_begun_anew(books: Books) -> None:
+    await settled(books)
+    books.lose_everything()
+
+    await books.rebuilder().go_on(books.org, reason="there is no archive")
+
+    assert (await books.store.rows(books.org, 0, 9))[0].seq == 1
+    await settled(books)
+    assert await books.is_clean()
 
 
 async def test_who_was_paused_is_paused_before_the_books_are_open(

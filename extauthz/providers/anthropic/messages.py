@@ -104,7 +104,7 @@ def read_usage(captured: CapturedResponse) -> UsageReport:
     known = {key: value for key, value in (last or {}).items() if value is not None}
     usage = {**(first or {}), **known}
     amounts = extract("anthropic", "default", _with_cache_total(usage))
-    if amounts is None:
+    if amounts is None or _cache_parts(amounts) > amounts.get("cache_write_tokens", 0):
         return UNKNOWN_USAGE
     speed = usage.get("speed")
     exact = "output_tokens" in known and captured.complete and not captured.error
@@ -185,6 +185,11 @@ def _with_cache_total(usage: dict[str, Any]) -> dict[str, Any]:
         return usage
     counts = [value for value in parts.values() if type(value) is int]
     return {**usage, "cache_creation_input_tokens": sum(counts)}
+
+
+def _cache_parts(amounts: Mapping[str, int]) -> int:
+    """Cache writes by how long they last: together no more than all of them."""
+    return amounts.get("cache_write_5m_tokens", 0) + amounts.get("cache_write_1h_tokens", 0)
 
 
 def _is_all_told(usage: Mapping[str, Any]) -> bool:

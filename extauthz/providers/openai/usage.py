@@ -24,7 +24,7 @@ def told_usage(
     usage = decode_object(captured.usage)
     if usage is None:
         return UNKNOWN_USAGE
-    amounts = extract(*shape, usage)
+    amounts = extract(*shape, _with_cache_hits(usage) if shape[0] == "deepseek" else usage)
     if amounts is None or not _adds_up(usage, amounts):
         return UNKNOWN_USAGE
     tier = decode_string(captured.service_tier)
@@ -35,6 +35,19 @@ def told_usage(
         {"service_tier": tier} if tier else {},
         told_cost_usd(usage) if tells_cost else None,
     )
+
+
+def _with_cache_hits(usage: dict[str, Any]) -> dict[str, Any]:
+    """What DeepSeek's cache read, under OpenAI's name; genai-prices does not know DeepSeek's own.
+
+    `prompt_tokens` is the sum of `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. From
+    https://api-docs.deepseek.com/api/create-chat-completion.
+    """
+    details = usage.get("prompt_tokens_details")
+    hits = usage.get("prompt_cache_hit_tokens")
+    if hits is None or details is not None:
+        return usage
+    return {**usage, "prompt_tokens_details": {"cached_tokens": hits}}
 
 
 def told_cost_usd(usage: Mapping[str, Any]) -> Decimal | None:

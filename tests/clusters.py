@@ -163,6 +163,10 @@ class Sentinels(_Group):
         self.replica.ask("CONFIG", "SET", "masterauth", "not-the-password")
         self.primary.ask("CLIENT", "KILL", "TYPE", "replica")
         until(lambda: "master_link_status:down" in _replication(self.replica))
+        # They promote no replica that has heard nothing for ten times as long as this.
+        for sentinel in self.sentinels:
+            patience = ("down-after-milliseconds", str(6 * DOWN_AFTER_MS))
+            sentinel.ask("SENTINEL", "SET", _PRIMARY_NAME, *patience)
 
     def has_failed_over(self) -> bool:
         """Ask for a fail-over until there has been one.

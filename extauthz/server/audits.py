@@ -35,8 +35,8 @@ class AuditTimer:
         self._metrics, self._has_archive = metrics, has_archive
 
     async def run(self) -> None:
-        """For ever; not at all where `books.audit_every` is 0."""
-        while self._every_seconds:
+        """For ever."""
+        while True:
             await asyncio.sleep(self._every_seconds)
             if self._has_archive():
                 await self.audit()
@@ -52,10 +52,13 @@ class AuditTimer:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 out, err = await process.communicate()
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
+        except TimeoutError:
+            log.warning("an audit of the books took over %s s and was ended", _TIMEOUT_SECONDS)
+            return
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         try:
             audits: list[dict[str, Any]] = json.loads(out)
         except ValueError:

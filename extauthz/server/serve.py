@@ -167,8 +167,9 @@ class Service:
             asyncio.create_task(_forever(self._sink.replay), name="replay"),
             asyncio.create_task(_forever(self._follower.run), name="reconcile"),
             asyncio.create_task(_forever(self._archiver.run), name="archive"),
-            asyncio.create_task(self._audits.run(), name="audit"),
         ]
+        if self._config.books.audit_every:
+            background.append(asyncio.create_task(_forever(self._audits.run), name="audit"))
         log.info("ready: Check and sink listen in %s", self._data_dir.root / "run")
         await stop.wait()
         self._draining = True
@@ -237,6 +238,9 @@ class Service:
             await self._store.check_ready()
         except StoreError as error:
             return f"store: {error}"
+        for org in self._rules.policies.orgs:
+            if (behind := self._archiver.behind(org)) is not None:
+                return f"books: {behind}"
         return None
 
 

@@ -52,6 +52,8 @@ def with_outgoing(
 
     Where an outgoing one has the counter of another (a midnight of two time zones), it is left out.
     """
+    if not policies.outgoing:
+        return tuple(budgets)
     owner = {
         Scope.AGENT: agent.name,
         Scope.KEY: short_name(key_hash),

@@ -5,6 +5,8 @@ import random
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +63,15 @@ def spent_by_rows(sidecar: Sidecar, name: str) -> int:
         return bool(row.particulars) and json.loads(row.particulars).get("agent") == name
 
     return sum(row.change_nanousd for row in books(sidecar) if of_agent(row))
+
+
+def readiness(sidecar: Sidecar) -> str:
+    """Why it is not ready; "" if it is."""
+    try:
+        with urllib.request.urlopen(f"{sidecar.metrics_url}/readyz", timeout=30):
+            return ""
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
 
 
 def until_nothing_is_held(sidecar: Sidecar, *names: str) -> None:
@@ -144,6 +155,7 @@ def test_after_a_flush_nothing_is_let_through_until_the_ledger_is_rebuilt(
     refused = post(sidecar, "flushed", chat(user="flushed"))
     sidecar.kill("service")  # a new one does not begin new books either
     until(lambda: post(sidecar, "flushed", chat(user="flushed")).reason == "store_unavailable", 60)
+    until(lambda: readiness(sidecar).startswith("books:"), 60)
     listed = extauthz(sidecar, "budget", "set", "agent/flushed/day/usd", "--limit", "5")
     rebuilt = extauthz(sidecar, "ledger", "rebuild", "--reason", "flushed by mistake")
 
@@ -157,6 +169,7 @@ def test_after_a_flush_nothing_is_let_through_until_the_ledger_is_rebuilt(
     until_nothing_is_held(sidecar, "flushed")
     assert sidecar.balance("flushed")[0] == sidecar.sandbox.total_nanousd("flushed")
     until(lambda: extauthz(sidecar, "audit").returncode == 0, 60)
+    until(lambda: not readiness(sidecar), 60)
     # And the archive goes on.
     until(lambda: archive.last_seq == books(sidecar)[-1].seq, 30)
 

@@ -28,8 +28,27 @@ async def test_only_the_service_that_has_the_archive_audits(monkeypatch: pytest.
     assert len(asked) == 4
 
 
-async def test_without_an_interval_nothing_is_audited():
-    await asyncio.wait_for(AuditTimer(Path("x"), 0, Metrics(), lambda: True).run(), 30)
+async def test_an_audit_that_hangs_is_ended_and_the_next_one_follows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("extauthz.server.audits._NICELY", "import time; time.sleep(600)")
+    monkeypatch.setattr("extauthz.server.audits._TIMEOUT_SECONDS", 0.05)
+    timer = AuditTimer(Path("x"), 0.001, Metrics(), lambda: True)
+
+    task = asyncio.create_task(timer.run())
+    while caplog.text.count("was ended") < 2:
+        assert not task.done()
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_an_audit_that_cannot_be_done_says_why(caplog: pytest.LogCaptureFixture, tmp_path):
+    await AuditTimer(tmp_path / "none.yaml", 1, Metrics(), lambda: True).audit()
+
+    assert "the books cannot be audited now" in caplog.text
+    assert "none.yaml" in caplog.text
 
 
 async def test_what_an_audit_found_is_told_by_org(caplog: pytest.LogCaptureFixture):

@@ -8,7 +8,7 @@ PROTOS := $(wildcard protos/extauthz/pb/*.proto)
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --reruns 1 -raR
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full check format protos envoy-yaml clean
+.PHONY: help install demo test test-full tightness check format protos envoy-yaml clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(INSTALLED) ## all tests, with real Envoy and Valkey (JOBS=2)
 
 test-full: $(INSTALLED) ## the same at their longer sizes too
 	$(PYTEST)
+
+tightness: $(INSTALLED) ## how far estimates are above costs
+	@$(BIN)/python tests/tightness.py
 
 check: $(INSTALLED) ## lint, types, layers, generated files
 	$(BIN)/ruff check .

@@ -114,6 +114,13 @@ class Metrics:
             "Checks whose answer nobody waited for: the client left, or Envoy's deadline passed.",
             registry=self.registry,
         )
+        self.output_capped = Counter(
+            "extauthz_output_capped_total",
+            "Calls into which an output cap was written: the default of a call that names none, or "
+            "what the room that is left pays for (fit).",
+            ("agent", "by"),
+            registry=self.registry,
+        )
         self.settlements = Counter(
             "extauthz_settlements_total",
             "Endings of reservations.",

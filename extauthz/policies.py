@@ -62,6 +62,8 @@ class Budget:
     limit: int
     """nano-USD, tokens or requests"""
     model: str | None = None
+    fit: bool = False
+    """whether a call's output may be capped to fit it; else it needs room for the worst case"""
     shadow: bool = False
     explicit_id: str | None = None
 
@@ -94,6 +96,32 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputCaps:
+    """What an agent's calls are capped to, in output tokens of one answer."""
+
+    default: int | None = None
+    """of its own, for calls that name no cap"""
+    default_of_models: tuple[tuple[str, int], ...] = ()
+    """where it has none: by model pattern, the first that matches counts"""
+    default_of_all: int | None = None
+    least: int = 256
+    """what is of use: with room for less than this, and what it may think, a call is refused"""
+    comfort: int = 4_096
+    """it is not capped below this for the sake of other calls"""
+    share_permille: int = 250
+    """of the room that is left, what one call gets where that is more than comfort"""
+
+    def default_for(self, *model_names: str) -> int | None:
+        """The cap of a call that names none, to a model under any name it goes by."""
+        of_model = (
+            tokens
+            for pattern, tokens in self.default_of_models
+            if any(fnmatchcase(name.lower(), pattern) for name in model_names)
+        )
+        return self.default or next(of_model, self.default_of_all)
+
+
+@dataclass(frozen=True, slots=True)
 class Agent:
     """One agent's policy."""
 
@@ -104,7 +132,7 @@ class Agent:
     """its own, its team's and its org's"""
     models_allowed: tuple[str, ...] = ("*",)
     max_in_flight: int | None = None
-    default_output_tokens: int | None = None
+    output_caps: OutputCaps = OutputCaps()
     hold_wait_ms: int = 1_000
     missing_usage: MissingUsage = MissingUsage.ESTIMATE
     denied_status: int = 429

@@ -293,6 +293,8 @@ def default_config(sandbox_url: str) -> dict[str, Any]:
             },
         },
         "timeouts": {"drain": "5s"},
+        # (most tests are about what is admitted as it is; those of `fit` say so)
+        "defaults": {"estimate": "strict"},
         "agents": {},
     }
 

@@ -5,7 +5,8 @@ from genai_prices import data_snapshot
 from extauthz.config.model import AgentBlock, BudgetBlock, Config, ProviderBlock
 from extauthz.config.values import usd_to_nano
 from extauthz.identity import short_name
-from extauthz.policies import Agent, Budget, FixedPrice, Policies, Scope, Upstream
+from extauthz.ledger import SHARE_WHOLE
+from extauthz.policies import Agent, Budget, FixedPrice, OutputCaps, Policies, Scope, Upstream
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
 
@@ -60,7 +61,18 @@ def _agent(config: Config, name: str, block: AgentBlock, budgets: tuple[Budget, 
         budgets=budgets,
         models_allowed=block.models.allow,
         max_in_flight=block.max_in_flight,
-        default_output_tokens=block.default_output_tokens or defaults.default_output_tokens,
+        output_caps=OutputCaps(
+            default=block.default_output_tokens,
+            default_of_models=tuple(
+                (pattern, model.default_output_tokens)
+                for pattern, model in config.models.items()
+                if model.default_output_tokens
+            ),
+            default_of_all=defaults.default_output_tokens,
+            least=defaults.min_output_tokens,
+            comfort=defaults.comfort_output_tokens,
+            share_permille=int(defaults.max_share * SHARE_WHOLE),
+        ),
         hold_wait_ms=defaults.hold_wait,
         missing_usage=defaults.missing_usage,
         denied_status=defaults.denied_status,
@@ -76,6 +88,7 @@ def _budget(config: Config, scope: Scope, name: str, block: BudgetBlock) -> Budg
         unit=block.unit,
         limit=block.limit_in_unit(),
         model=name if scope is Scope.MODEL else block.model,
+        fit=(block.estimate or config.defaults.estimate) == "fit",
         shadow=block.shadow,
         explicit_id=block.id,
     )

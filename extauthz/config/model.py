@@ -37,6 +37,7 @@ from extauthz.config.values import (
     usd_to_nano,
 )
 from extauthz.identity import short_name
+from extauthz.ledger import SHARE_WHOLE
 from extauthz.policies import MissingUsage, Scope, Unit
 from extauthz.providers import ADAPTERS
 from extauthz.providers.client_headers import ALLOWABLE
@@ -53,13 +54,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER_SAFE = re.compile(r"[!#-\[\]-~]+")
 
 
-def _not_built(what: str) -> Any:
-    def refuse(_value: Any) -> Any:
-        raise ValueError(f"{what} is not built yet: leave it out")
-
-    return AfterValidator(refuse)
-
-
 def _timezone(value: str) -> str:
     try:
         ZoneInfo(value)
@@ -68,9 +62,9 @@ def _timezone(value: str) -> str:
     return value
 
 
-def _strict_only(value: str) -> str:
-    if value == "fit":
-        raise ValueError("'fit' is not built yet: leave it out, or write strict")
+def _share(value: Decimal) -> Decimal:
+    if not 0 < value <= 1 or value * SHARE_WHOLE % 1:
+        raise ValueError("a share is above 0 and at most 1, with three decimal places at most")
     return value
 
 
@@ -140,7 +134,7 @@ def _region(value: str) -> str:
 
 
 Timezone = Annotated[str, AfterValidator(_timezone)]
-Estimate = Annotated[Literal["strict", "fit"], AfterValidator(_strict_only)]
+Estimate = Literal["strict", "fit"]
 KeyHash = Annotated[str, AfterValidator(_key_hash)]
 ModelGlob = Annotated[
     str,
@@ -299,13 +293,11 @@ class DefaultsBlock(_Block):
 
     org: Name = "default"
     timezone: Timezone = "UTC"
-    estimate: Estimate = "strict"
+    estimate: Estimate = "fit"
     default_output_tokens: Tokens | None = None
-    min_output_tokens: Annotated[Tokens, _not_built("'min_output_tokens' (with fit)")] | None = None
-    comfort_output_tokens: (
-        Annotated[Tokens, _not_built("'comfort_output_tokens' (with fit)")] | None
-    ) = None
-    max_share: Annotated[Number, _not_built("'max_share' (with fit)")] | None = None
+    min_output_tokens: Tokens = 256
+    comfort_output_tokens: Tokens = 4_096
+    max_share: Annotated[Number, AfterValidator(_share)] = Decimal("0.25")
     hold_wait: DurationMs = 1_000
     missing_usage: MissingUsage = MissingUsage.ESTIMATE
     failure_mode: Annotated[Literal["deny", "allow"], AfterValidator(_deny_only)] = "deny"
@@ -403,6 +395,12 @@ class GroupBlock(_Block):
     budgets: tuple[BudgetBlock, ...] = ()
 
 
+class ModelBlock(GroupBlock):
+    """A model pattern; what it says of calls without a cap, an agent of its own may say better."""
+
+    default_output_tokens: Tokens | None = None
+
+
 class Config(_Block):
     """The whole file."""
 
@@ -417,7 +415,7 @@ class Config(_Block):
     agents: dict[Name, AgentBlock] = Field(default_factory=dict)
     teams: dict[Name, GroupBlock] = Field(default_factory=dict)
     orgs: dict[Name, GroupBlock] = Field(default_factory=dict)
-    models: dict[ModelGlob, GroupBlock] = Field(default_factory=dict)
+    models: dict[ModelGlob, ModelBlock] = Field(default_factory=dict)
 
     @field_validator("models", mode="before")
     @classmethod

@@ -210,7 +210,11 @@ def _config(
         "timeouts": {"drain": "3s"},
         # The runaway's calls take about a second, so their room may be held for longer than the
         # usual second: who meets it waits for its settlement, instead of being told to try again.
-        "defaults": {"timezone": timezone_at_noon(datetime.now(UTC)), "hold_wait": "5s"},
+        "defaults": {
+            "timezone": timezone_at_noon(datetime.now(UTC)),
+            "hold_wait": "5s",
+            "estimate": "strict",  # nobody's answer is shortened: the story is of refusals
+        },
         "agents": {
             name: {
                 "keys": [hash_key(keys[name])],

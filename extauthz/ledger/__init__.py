@@ -4,7 +4,9 @@ A *counter* is one budget in one window: `spent` (settled) and `held` (open rese
 *reservation* holds an amount on several counters at once. The rules, which never bend:
 
 1. A reservation is granted only if on every enforcing counter `spent + held + amount <= limit`.
-   Otherwise nothing changes, anywhere.
+   Otherwise nothing changes, anywhere. Where the output of a call may be capped (caps.py), the cap
+   is chosen and its amounts are held in the same step; without room for the least cap it is
+   refused.
 2. Every reservation ends exactly once. A command that comes again changes nothing and answers what
    the first one answered; a settlement that contradicts the first is reported, never applied.
 3. What is not known to be free is charged: a lease that runs out becomes spent, and only a later
@@ -45,6 +47,7 @@ What is spent on a counter is one number in a calendar window, buckets in a roll
 """
 
 from extauthz.ledger.books import Books
+from extauthz.ledger.caps import RATE_MAX, RATE_TOKENS, SHARE_WHOLE, CapRange, Slope
 from extauthz.ledger.commands import (
     CLOCK_SKEW_MS_MAX,
     COUNTER_MAX,
@@ -87,11 +90,15 @@ from extauthz.ledger.tally import RowGapError, Tally
 __all__ = [
     "CLOCK_SKEW_MS_MAX",
     "COUNTER_MAX",
+    "RATE_MAX",
+    "RATE_TOKENS",
+    "SHARE_WHOLE",
     "AlreadyEnded",
     "Applied",
     "Balance",
     "Books",
     "BudgetOverride",
+    "CapRange",
     "Change",
     "Charge",
     "ClockSkewError",
@@ -119,6 +126,7 @@ __all__ = [
     "Seal",
     "Sealed",
     "Settle",
+    "Slope",
     "Standing",
     "State",
     "Tally",

@@ -1,9 +1,10 @@
 """What the ledger is told and what it answers: plain values, no behaviour but rule 1."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from extauthz.ledger.caps import ROOM_MAX, CapRange, Slope
 from extauthz.money import AMOUNT_MAX
 
 CLOCK_SKEW_MS_MAX = 1_000
@@ -49,6 +50,9 @@ class Hold:
         transient: True where only the hold counts and nothing is ever spent (calls in flight).
         forget_at_ms: when the counter may be forgotten: window end + longest lease + horizon.
         budget_id: whose overrides may replace the limit; None where nothing can.
+        slope: how the amount shrinks with the call's output cap; None: it does not.
+        least: set where the call may be capped to fit this counter: what it holds under the least
+            cap. None: the counter must have room for all of the amount, and caps nothing.
     """
 
     key: str
@@ -58,10 +62,23 @@ class Hold:
     enforcing: bool = True
     transient: bool = False
     budget_id: str | None = None
+    slope: Slope | None = None
+    least: int | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.amount <= AMOUNT_MAX and 0 <= self.limit <= AMOUNT_MAX):
             raise ValueError(f"{self.key}: an amount or limit is not within 0 and {AMOUNT_MAX}")
+
+    @property
+    def needed(self) -> int:
+        """The room without which the call is refused."""
+        return self.amount if self.least is None else self.least
+
+    def under(self, cap: int | None) -> "Hold":
+        """What is held once the cap is known."""
+        if cap is None or self.slope is None:
+            return self
+        return replace(self, amount=self.slope.at(cap))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +96,12 @@ class Reserve:
     Attributes:
         pausable_as: whose pause refuses it, `agent:NAME` and `team:NAME`.
         estimate_nanousd: the most it can cost, whatever its counters count.
-        particulars: who asks for what, for the books; the ledger never reads it.
+        particulars: who asks for what, for the books: a JSON object with members, or "". The ledger
+            never reads it; the cap and the cost under it are written at its end.
         remember_until_ms: its ending is remembered at least until then, whatever the horizon of
             the command that ends it: forgotten sooner, it could be recovered and so charged again.
+        cap_range: set where the call may be capped. Then a hold's `amount` is that of the worst
+            case, and every hold with a slope is held as far as the cap that is chosen asks for.
     """
 
     id: str
@@ -93,10 +113,13 @@ class Reserve:
     estimate_nanousd: int = 0
     particulars: str = ""
     remember_until_ms: int = 0
+    cap_range: CapRange | None = None
 
     def __post_init__(self) -> None:
         if not self.holds:
             raise ValueError(f"{self.id}: a reservation that holds nothing limits nothing")
+        for hold in self.holds:
+            _must_agree(hold, self.cap_range)
         _in_range(self.id, self.estimate_nanousd)
         _no_key_twice(self.id, [hold.key for hold in self.holds])
         for hold in self.holds:
@@ -178,11 +201,15 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Granted. Balances after the reservation, and limits in force, one per hold."""
+    """Granted. Balances after the reservation, and limits in force, one per hold.
+
+    `output_cap` is set where the call may be capped: what it may answer, its worst case or less.
+    """
 
     id: str
     balances: tuple[Balance, ...]
     limits: tuple[int, ...]
+    output_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +274,22 @@ def _no_key_twice(id_: str, keys: Sequence[str]) -> None:
         raise ValueError(f"{id_}: a counter is named twice")
 
 
+def _must_agree(hold: Hold, cap_range: CapRange | None) -> None:
+    """A hold that the cap changes is what its slope says, at both ends."""
+    if hold.slope is None and hold.least is None:
+        return
+    if cap_range is None or hold.slope is None:
+        raise ValueError(f"{hold.key}: is to be capped, and nothing says how")
+    if not hold.slope.is_exact_up_to(cap_range.most):
+        raise ValueError(f"{hold.key}: its slope is beyond what a store can count")
+    least = hold.slope.at(cap_range.least)
+    if hold.amount != hold.slope.at(cap_range.most) or hold.least not in (None, least):
+        raise ValueError(f"{hold.key}: its amounts are not those of its slope")
+
+
 def fits(hold: Hold, balance: Balance) -> bool:
     """Rule 1 for one counter; shadow and transient holds obey the same arithmetic."""
-    return balance.spent + balance.held + hold.amount <= hold.limit
+    return balance.spent + balance.held + hold.needed <= hold.limit
 
 
 def fits_all(holds: Sequence[Hold], balances: Sequence[Balance]) -> bool:
@@ -258,3 +298,17 @@ def fits_all(holds: Sequence[Hold], balances: Sequence[Balance]) -> bool:
         fits(hold, balance) or not hold.enforcing
         for hold, balance in zip(holds, balances, strict=True)
     )
+
+
+def chosen_cap(
+    cap_range: CapRange | None, holds: Sequence[Hold], balances: Sequence[Balance]
+) -> int | None:
+    """The cap of a call that fits: as the tightest of the counters that may cap it allows."""
+    if cap_range is None:
+        return None
+    rooms = [
+        hold.slope.room_in(hold.limit - balance.spent - balance.held)
+        for hold, balance in zip(holds, balances, strict=True)
+        if hold.enforcing and hold.slope is not None and hold.least is not None
+    ]
+    return cap_range.chosen(min(rooms, default=ROOM_MAX))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from extauthz.ledger.books import Books
+from extauthz.ledger.caps import with_cap
 from extauthz.ledger.commands import (
     COUNTER_MAX,
     AlreadyEnded,
@@ -21,6 +22,7 @@ from extauthz.ledger.commands import (
     Reserved,
     Settle,
     State,
+    chosen_cap,
     fits_all,
 )
 from extauthz.ledger.counter import Counter
@@ -69,6 +71,7 @@ class _Reservation:
     """when its lease ran out: which bucket of a rolling window a late settlement corrects"""
     forget_at_ms: int | None = None
     remember_until_ms: int = 0
+    output_cap: int | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -99,27 +102,35 @@ class Ledger:
         )
         if known is not None:
             _must_match(known, keys)
-            return Reserved(command.id, before, limits)
+            cap = known.output_cap if command.cap_range else None
+            return Reserved(command.id, before, limits, cap)
         pauses = [overrides.pauses[who] for who in command.pausable_as if who in overrides.pauses]
         if pauses:
             return Paused(command.id, lasts_longest(pauses))
         in_force = [replace(h, limit=limit) for h, limit in zip(command.holds, limits, strict=True)]
         if not fits_all(in_force, before):
             return Refused(command.id, before, limits)
-        moves = [_Move(h.key, h.forget_at_ms, hold=h.amount) for h in command.holds]
+        cap = chosen_cap(command.cap_range, in_force, before)
+        cost, particulars = command.estimate_nanousd, command.particulars
+        if command.cap_range is not None and cap is not None:
+            cost = command.cap_range.cost.at(cap)
+            particulars = with_cap(particulars, cap, cost)
+        holds = tuple(hold.under(cap) for hold in command.holds)
+        moves = [_Move(h.key, h.forget_at_ms, hold=h.amount) for h in holds]
         self._move(moves, command.at_ms)
-        nothing = tuple(0 for _ in command.holds)
+        nothing = tuple(0 for _ in holds)
         self.reservations[command.id] = _Reservation(
             State.HELD,
-            command.holds,
+            holds,
             command.lease_until_ms,
             observed=nothing,
             charged=nothing,
-            cost_nanousd=command.estimate_nanousd,
-            particulars=command.particulars,
+            cost_nanousd=cost,
+            particulars=particulars,
             remember_until_ms=command.remember_until_ms,
+            output_cap=cap,
         )
-        return Reserved(command.id, self.balances(keys, command.at_ms), limits)
+        return Reserved(command.id, self.balances(keys, command.at_ms), limits, cap)
 
     def settle(self, command: Settle) -> Ending:
         """Charge what the call did cost, exactly once."""

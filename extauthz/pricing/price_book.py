@@ -16,6 +16,7 @@ from importlib.metadata import version
 from genai_prices import Usage, data_snapshot, types
 from genai_prices.data_units import unit_data
 
+from extauthz.ledger import RATE_TOKENS, Slope
 from extauthz.money import ceil_nanousd
 from extauthz.pricing.bill import BillLine, bill_of
 from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, context_window_max, output_tokens_max
@@ -30,6 +31,8 @@ _MODELS_REMEMBERED = 4096
 _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
     kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
 )
+
+_NOTHING = Slope(0, 0)
 
 _SOUND_IS_LIKE_TEXT = ("google",)
 """Lists that have a price for sound only where it differs from that of text."""
@@ -63,11 +66,23 @@ class OwnPrice:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The most that a call can cost and use."""
+    """The most that a call can cost and use.
+
+    Attributes:
+        nanousd: the cost, rounded up once.
+        input_tokens: of the request.
+        output_tokens: of all answers.
+        cap: the output tokens of one answer that the others reckon with.
+        nanousd_under: the cost under a lower cap, rounded up where it has to be.
+        tokens_under: the tokens under a lower cap.
+    """
 
     nanousd: int
     input_tokens: int
     output_tokens: int
+    cap: int = 0
+    nanousd_under: Slope = _NOTHING
+    tokens_under: Slope = _NOTHING
 
     @property
     def tokens(self) -> int:
@@ -120,11 +135,23 @@ class PricedModel:
         if cap is None:
             cap = default_output_tokens or self.output_tokens_max
         output_tokens = cap * facts.answers + facts.extra_output_tokens
-        usd = max(
-            _dearest(self._prices(at_ms, context), facts, input_tokens, output_tokens)
+        dearest = [
+            _dearest(self._prices(at_ms, context), facts, input_tokens)
             for context in facts.price_contexts
+        ]
+        usd = max(fixed + output * output_tokens for fixed, output in dearest)
+        fixed, output = map(max, zip(*dearest, strict=True))
+        return Estimate(
+            ceil_nanousd(usd),
+            input_tokens,
+            output_tokens,
+            cap,
+            Slope(
+                ceil_nanousd(fixed + output * facts.extra_output_tokens),
+                ceil_nanousd(output * facts.answers * RATE_TOKENS),
+            ),
+            Slope(input_tokens + facts.extra_output_tokens, facts.answers * RATE_TOKENS),
         )
-        return Estimate(ceil_nanousd(usd), input_tokens, output_tokens)
 
     def cost(self, report: UsageReport, at_ms: int) -> int:
         """What the usage cost, in nano-USD, rounded up once.
@@ -274,9 +301,12 @@ def _counted(price: types.ModelPrice, facts: RequestFacts) -> Decimal:
 
 
 def _dearest(
-    price: types.ModelPrice, facts: RequestFacts, input_tokens: int, output_tokens: int
-) -> Decimal:
-    """The dearest way in which this many tokens can be billed at these prices."""
+    price: types.ModelPrice, facts: RequestFacts, input_tokens: int
+) -> tuple[Decimal, Decimal]:
+    """The dearest way to be billed at these prices, in USD: but for the output, and a token of it.
+
+    A price that goes by length goes by that of the input.
+    """
     into, out, fixed = Decimal(0), Decimal(0), Decimal(0)
     for key, value in vars(price).items():
         if value is None:
@@ -290,7 +320,7 @@ def _dearest(
             out = max(out, rate)
         else:
             into = max(into, rate)
-    return fixed + _counted(price, facts) + (into * input_tokens + out * output_tokens) / 1_000_000
+    return fixed + _counted(price, facts) + into * input_tokens / 1_000_000, out / 1_000_000
 
 
 def _top_tier(value: Decimal | types.TieredPrices, input_tokens: int) -> Decimal:

@@ -76,7 +76,10 @@ class RequestFacts:
         price_contexts: every price context that may be served (service tiers, speeds).
         premium: the dearer context that the client asks for: it needs a price of its own.
         edits: byte edits that metering needs (asking a stream for its usage).
-        cap_slot: where a default cap can be written; None where the client named one.
+        cap_slot: where an output cap can be written, over the client's own where it named one;
+            None: the call takes none, or is not to be capped below its own.
+        thinking_tokens: of the output, what the client lets the model think: a cap below that is
+            of no use.
         bills: the price kinds, in the keys of genai-prices, without which the call is unpriced.
         counted: usage that the request itself tells exactly, such as the characters to be spoken;
             the response need not repeat it.
@@ -95,6 +98,7 @@ class RequestFacts:
     premium: Mapping[str, str] | None = None
     edits: tuple[Edit, ...] = ()
     cap_slot: CapSlot | None = None
+    thinking_tokens: int = 0
     bills: tuple[str, ...] = ("input_mtok", "output_mtok")
     counted: Mapping[str, int] = field(default_factory=dict)
 

@@ -21,6 +21,7 @@ from extauthz.providers.camel_json import known_fields
 from extauthz.providers.captured import decode_object, extract
 from extauthz.providers.splice import cap_slot
 from extauthz.providers.strict_json import (
+    hinted_count,
     parse_object,
     read_count,
     read_flag,
@@ -60,14 +61,14 @@ def _read_request(request: Request) -> RequestFacts:
     ):
         raise RequestError(Reason.UNMETERED_ENDPOINT, "a tool is a function, no other is metered")
     cap = read_count(document, "max_tokens", _TOKENS_MAX)
-    slot = cap_slot(body, "max_tokens", stands_as_null="max_tokens" in document)
     return RequestFacts(
         model=read_string(document, "model"),
         stream=read_flag(document, "stream"),
         input_tokens_max=None if media else len(body) + _PREAMBLE_TOKENS,
         output_tokens_cap=cap,
         media=media,
-        cap_slot=None if cap else slot,
+        cap_slot=cap_slot(body, "max_tokens", stands="max_tokens" in document),
+        thinking_tokens=hinted_count(document, "thinking", "token_budget"),
     )
 
 

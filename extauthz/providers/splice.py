@@ -33,16 +33,16 @@ def insert_member(body: bytes, member: str) -> Edit:
     return Edit(root_start(body), 0, member + ",")
 
 
-def cap_slot(body: bytes, key: str, *, stands_as_null: bool) -> CapSlot:
-    """Where a cap named `key` goes: over its `null` if it stands there, else at the very start."""
-    span = find_member(body, (key,)) if stands_as_null else None
+def cap_slot(body: bytes, key: str, *, stands: bool) -> CapSlot:
+    """Where a cap named `key` goes: over what stands there (or `null`), else at the very start."""
+    span = find_member(body, (key,)) if stands else None
     if span is not None:
         return CapSlot(span.start, span.end - span.start, "", "")
     return CapSlot(root_start(body), 0, f'"{key}":', ",")
 
 
 def nested_cap_slot(document: dict[str, Any], body: bytes, outer: str, inner: str) -> CapSlot:
-    """Where the cap `outer.inner` goes into a body that has none, or null.
+    """Where the cap `outer.inner` goes: over what stands there (or `null`), else in front.
 
     `outer` and `inner` are spelled as the body spells them, where it has them.
     """
@@ -55,9 +55,9 @@ def nested_cap_slot(document: dict[str, Any], body: bytes, outer: str, inner: st
     if holder is None:
         return CapSlot(span.start, span.end - span.start, f'{{"{inner}":', "}")
     if inner in holder:
-        null = find_member(body, (outer, inner))
-        assert null is not None
-        return CapSlot(null.start, null.end - null.start, "", "")
+        named = find_member(body, (outer, inner))
+        assert named is not None
+        return CapSlot(named.start, named.end - named.start, "", "")
     return CapSlot(span.start + 1, 0, f'"{inner}":', "," if holder else "")
 
 

@@ -158,6 +158,13 @@ def read_count(document: dict[str, Any], key: str, maximum: int) -> int | None:
     return value
 
 
+def hinted_count(document: Any, *path: str) -> int:
+    """A whole number down a path of keys, else 0: no bound may lean on it."""
+    for key in path:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document if type(document) is int and document > 0 else 0
+
+
 def read_list(document: dict[str, Any], key: str) -> list[Any]:
     """An optional array; absent and null are empty."""
     value = document.get(key)

@@ -34,7 +34,8 @@ from extauthz.providers.client_headers import refuse_headers
 from extauthz.providers.strict_json import must_be_plain
 from extauthz.reasons import Decision, Reason
 from extauthz.service.call_record import CallRecord, HeldPart
-from extauthz.service.lines import blocking, lines_of, shadow_denies, with_limits
+from extauthz.service.capping import cap_range, default_cap, edits_with, written_cap
+from extauthz.service.lines import blocking, lines_of, shadow_denies, under_cap, with_limits
 from extauthz.service.outgoing import with_outgoing
 from extauthz.service.rules import Clock, Rules
 from extauthz.service.waiting import HeldRoom
@@ -81,6 +82,10 @@ class Verdict:
     priced: PricedModel | None = None
     estimate: Estimate | None = None
     edits: tuple[Edit, ...] = ()
+    default_cap: int | None = None
+    """what is written into a call that names no output cap"""
+    output_cap: int | None = None
+    """what was written into the body as its output cap; None: nothing was"""
     record: CallRecord | None = None
     lines: tuple[Line, ...] = ()
     balances: tuple[Balance, ...] = ()
@@ -252,15 +257,10 @@ class Authorizer:
                 "what this call asks for (audio, or to be served faster) has no known price for "
                 "this model, so it is not allowed: send the call without it",
             )
-        # A default bounds only what it is written into.
-        default_cap = agent.default_output_tokens if facts.cap_slot is not None else None
+        names = (facts.model, priced.info.id)
+        verdict.default_cap = default_cap(agent.output_caps, facts, names)
         verdict.priced = priced
-        verdict.estimate = priced.estimate(facts, verdict.at_ms, default_cap)
-        if default_cap is not None and facts.cap_slot is not None:
-            edits = (*facts.edits, facts.cap_slot.edit(default_cap))
-            verdict.edits = tuple(sorted(edits, key=lambda edit: edit.offset))
-        else:
-            verdict.edits = facts.edits
+        verdict.estimate = priced.estimate(facts, verdict.at_ms, verdict.default_cap)
 
     async def _reserve(self, call: CallAttributes, agent: Agent, verdict: Verdict) -> None:
         """Phase 5: hold it on every budget at once; wait a little for room that is only held."""
@@ -282,7 +282,8 @@ class Authorizer:
                 raise _denied(reason, agent, lines[verdict.shown])
             await self.room.wait([line.hold.key for line in lines], left_ms / 1000)
         verdict.waited_ms = self.clock() - verdict.at_ms
-        verdict.record = record
+        verdict.lines = lines = under_cap(lines, answer.output_cap)
+        verdict.record = self._granted(verdict, record, answer.output_cap)
         if call.request_id:  # an empty one would be the index of every call without
             self.open_calls[call.request_id] = verdict.record
         before = [
@@ -310,7 +311,8 @@ class Authorizer:
         budgets = with_outgoing(
             budgets, policies, agent, verdict.key_hash, verdict.upstream.name, names, at_ms
         )
-        lines = lines_of(agent, budgets, estimate, policies, at_ms)
+        may_be = cap_range(agent, budgets, facts, estimate)
+        lines = lines_of(agent, budgets, estimate, policies, at_ms, may_be)
         id_, horizon_ms = uuid7(at_ms, verdict.request_id), policies.settle_horizon_ms
         record = _record(verdict, lines, id_, at_ms, horizon_ms)
         command = Reserve(
@@ -321,10 +323,26 @@ class Authorizer:
             tuple(line.hold for line in lines),
             pausable_as=agent.pausable_as,
             estimate_nanousd=record.estimate_nanousd,
-            particulars=record.particulars(),
+            # (of a call that may be capped, the store writes the estimate once it has the cap)
+            particulars=record.particulars(**({"estimate_nanousd": None} if may_be else {})),
             remember_until_ms=at_ms + policies.settle_horizon_ms + 2 * CLOCK_SKEW_MS_MAX,
+            cap_range=may_be,
         )
         return command, lines, record
+
+    @staticmethod
+    def _granted(verdict: Verdict, record: CallRecord, granted: int | None) -> CallRecord:
+        """Write the cap that the store has chosen; the record of what it holds under it."""
+        facts, estimate = verdict.facts, verdict.estimate
+        assert facts is not None
+        assert estimate is not None
+        verdict.output_cap = written_cap(granted, verdict.default_cap, facts, estimate)
+        verdict.edits = edits_with(facts, verdict.output_cap)
+        if granted is None:
+            return replace(record, output_cap=verdict.output_cap)
+        cost = estimate.nanousd_under.at(granted)
+        parts = _parts(verdict.lines)
+        return replace(record, parts=parts, estimate_nanousd=cost, output_cap=granted)
 
     async def _ask_store(self, command: Reserve, settle_horizon_ms: int) -> Reserved | Refused:
         """Reserve; whatever goes wrong on the way, the reservation is abandoned by its id."""
@@ -391,15 +409,19 @@ def _record(
         settle_horizon_ms=settle_horizon_ms,
         estimate_nanousd=min(verdict.estimate.nanousd, AMOUNT_MAX),
         price=verdict.priced.price_version if verdict.priced else CONFIG_PRICE,
-        parts=tuple(
-            HeldPart(
-                line.hold.key,
-                line.budget.unit.value if line.budget else "in_flight",
-                line.hold.amount,
-                line.hold.forget_at_ms,
-            )
-            for line in lines
-        ),
+        parts=_parts(lines),
+    )
+
+
+def _parts(lines: Sequence[Line]) -> tuple[HeldPart, ...]:
+    return tuple(
+        HeldPart(
+            line.hold.key,
+            line.budget.unit.value if line.budget else "in_flight",
+            line.hold.amount,
+            line.hold.forget_at_ms,
+        )
+        for line in lines
     )
 
 

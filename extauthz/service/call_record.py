@@ -34,7 +34,8 @@ class CallRecord:
     `key` is the short name of the agent's virtual key, `team` is empty where it has none, and
     `price` says where the estimate's price comes from: all for the books only, so that a record of
     an earlier release does without. `endpoint` is the name of one of the API's endpoints; "" is its
-    main one, from before it had more.
+    main one, from before it had more. `output_cap` is the cap of one answer that the estimate
+    reckons with, where it was chosen here.
 
     `settle_horizon_ms` is how long its ending is remembered, and a lost settlement recovered: what
     was in force when it was reserved holds for this call, wherever it is ended.
@@ -54,6 +55,7 @@ class CallRecord:
     team: str = ""
     price: str = ""
     endpoint: str = ""
+    output_cap: int | None = None
 
     def particulars(self, **more: object) -> str:
         """Who asked for what, as the ledger's rows say it: one JSON object, never a prompt.
@@ -71,9 +73,10 @@ class CallRecord:
             "reserved_at_ms": str(self.reserved_at_ms),
             "estimate_nanousd": str(self.estimate_nanousd),
             "price": self.price,
+            "output_cap": None if self.output_cap is None else str(self.output_cap),
         }
-        known = {name: word for name, word in more.items() if word is not None}
-        return json.dumps(words | known, separators=(",", ":"))
+        known = {name: word for name, word in (words | more).items() if word is not None}
+        return json.dumps(known, separators=(",", ":"))
 
     def to_json(self) -> str:
         """One line of JSON for Envoy's metadata."""
@@ -90,6 +93,7 @@ class CallRecord:
                 "endpoint": self.endpoint,
                 "model": self.model,
                 "price": self.price,
+                "cap": "" if self.output_cap is None else str(self.output_cap),
                 "at": str(self.reserved_at_ms),
                 "horizon": str(self.settle_horizon_ms),
                 "estimate": str(self.estimate_nanousd),
@@ -125,6 +129,7 @@ class CallRecord:
                 settle_horizon_ms=_number(data["horizon"]),
                 estimate_nanousd=_number(data["estimate"], AMOUNT_MAX),
                 price=_text(data.get("price", "")),
+                output_cap=_number(data["cap"]) if data.get("cap") else None,
                 parts=tuple(
                     HeldPart(_text(key), _text(unit), _number(held, AMOUNT_MAX), _number(forget_ms))
                     for key, unit, held, forget_ms in data["parts"]

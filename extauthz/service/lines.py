@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from extauthz.ledger import Balance, Hold, fits
+from extauthz.ledger import Balance, CapRange, Hold, fits
 from extauthz.money import AMOUNT_MAX
 from extauthz.policies import Agent, Budget, Line, Policies, Unit
 from extauthz.pricing import Estimate
@@ -17,10 +17,20 @@ NEVER_MS = 10 * 365 * 86_400_000
 
 
 def lines_of(
-    agent: Agent, budgets: Sequence[Budget], estimate: Estimate, policies: Policies, at_ms: int
+    agent: Agent,
+    budgets: Sequence[Budget],
+    estimate: Estimate,
+    policies: Policies,
+    at_ms: int,
+    cap_range: CapRange | None = None,
 ) -> tuple[Line, ...]:
-    """Every budget that a call counts on, with what it would hold there."""
-    lines = [_line(budget, estimate, policies, at_ms) for budget in budgets]
+    """Every budget that a call counts on, with the most that it would hold there.
+
+    Each budget for itself: one that is `fit` must have room for the least cap, and lowers the cap
+    to what it has room for; a strict one must have room for the call as it is. Once the cap is
+    chosen, all of them hold what the call can use under it.
+    """
+    lines = [_line(budget, estimate, policies, at_ms, cap_range) for budget in budgets]
     if agent.max_in_flight is not None:
         lines.append(
             Line(
@@ -46,6 +56,11 @@ def budget_line(budget: Budget, at_ms: int) -> tuple[str, Bounds]:
     return counter_key(budget.org, budget.id, bounds.start_ms), bounds
 
 
+def under_cap(lines: Sequence[Line], cap: int | None) -> tuple[Line, ...]:
+    """The lines with what is held once the cap is chosen."""
+    return tuple(replace(line, hold=line.hold.under(cap)) for line in lines)
+
+
 def with_limits(lines: Sequence[Line], limits: Sequence[int]) -> tuple[Line, ...]:
     """The lines with the limits in force, which overrides may have changed."""
     return tuple(
@@ -54,13 +69,24 @@ def with_limits(lines: Sequence[Line], limits: Sequence[int]) -> tuple[Line, ...
     )
 
 
-def _line(budget: Budget, estimate: Estimate, policies: Policies, at_ms: int) -> Line:
+def _line(
+    budget: Budget,
+    estimate: Estimate,
+    policies: Policies,
+    at_ms: int,
+    cap_range: CapRange | None,
+) -> Line:
     key, bounds = budget_line(budget, at_ms)
-    amount = {
-        Unit.USD: estimate.nanousd,
-        Unit.TOKENS: estimate.tokens,
-        Unit.REQUESTS: 1,
+    amount, slope = {
+        Unit.USD: (estimate.nanousd, estimate.nanousd_under),
+        Unit.TOKENS: (estimate.tokens, estimate.tokens_under),
+        Unit.REQUESTS: (1, None),
     }[budget.unit]
+    if cap_range is None or slope is None:
+        slope = least = None
+    else:
+        amount = slope.at(cap_range.most)
+        least = slope.at(cap_range.least) if budget.fit else None
     end_ms = at_ms + NEVER_MS if bounds.end_ms is None else bounds.end_ms
     return Line(
         budget,
@@ -74,6 +100,8 @@ def _line(budget: Budget, estimate: Estimate, policies: Policies, at_ms: int) ->
             forget_at_ms=end_ms + policies.memory_ms,
             enforcing=not budget.shadow,
             budget_id=budget.id,
+            slope=slope,
+            least=least,
         ),
     )
 
@@ -91,9 +119,9 @@ def blocking(lines: Sequence[Line], balances: Sequence[Balance]) -> tuple[Reason
             continue
         if line.budget is None:
             reason = Reason.TOO_MANY_IN_FLIGHT
-        elif hold.amount > hold.limit:
+        elif hold.needed > hold.limit:
             reason = Reason.REQUEST_TOO_LARGE
-        elif balance.spent + hold.amount > hold.limit:
+        elif balance.spent + hold.needed > hold.limit:
             reason = Reason.BUDGET_EXHAUSTED
         else:
             reason = Reason.BUDGET_HELD

@@ -39,6 +39,9 @@ class Observer:
         # The client's spelling of a model would be a label that a client can multiply.
         model = verdict.priced.info.id if verdict.priced else UNKNOWN
         self._metrics.decided(provider, model, verdict.decision, verdict.reason, seconds)
+        if verdict.output_cap is not None and verdict.agent is not None:
+            by = "default" if verdict.output_cap == verdict.default_cap else "fit"
+            self._metrics.output_capped.labels(verdict.agent.name, by).inc()
         level = logging.WARNING if verdict.decision is Decision.ERROR else logging.INFO
         if log.isEnabledFor(level):
             _write(
@@ -53,6 +56,8 @@ class Observer:
                 endpoint=verdict.endpoint or None,
                 model=verdict.facts.model if verdict.facts else None,
                 estimate_usd=format_usd(verdict.estimate.nanousd) if verdict.estimate else None,
+                held_usd=format_usd(verdict.record.estimate_nanousd) if verdict.record else None,
+                output_cap=verdict.output_cap,
                 budgets={
                     line.budget.id: [line.hold.limit, balance.spent, balance.held]
                     for line, balance in zip(verdict.lines, verdict.balances, strict=True)

@@ -56,6 +56,8 @@ def _allowed(verdict: Verdict, body_size: int, now_ms: int) -> ext_authz_pb2.Che
     response = ext_authz_pb2.CheckResponse(status=ext_authz_pb2.RpcStatus(code=_OK))
     shown = tightest(verdict.lines, verdict.balances)
     headers = [("x-budget-decision-id", verdict.decision_id)]
+    if verdict.output_cap is not None:
+        headers.append(("x-budget-output-cap", str(verdict.output_cap)))
     if shown is not None:
         headers += budget_headers(verdict.lines[shown], verdict.balances[shown], now_ms)
     response.ok_response.response_headers_to_add.extend(_headers(headers))

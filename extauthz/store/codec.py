@@ -1,10 +1,11 @@
 """Commands as script calls, and replies as answers: what crosses the wire, and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from extauthz.ledger import (
     CLOCK_SKEW_MS_MAX,
     Balance,
+    CapRange,
     ClockSkewError,
     CounterRangeError,
     Ending,
@@ -99,10 +100,21 @@ def reserve_call(command: Reserve, wait: Wait | None) -> Call:
         enforcing, transient = str(int(hold.enforcing)), str(int(hold.transient))
         args += [str(hold.amount), str(hold.limit), enforcing, str(hold.forget_at_ms), transient]
         args.append(hold.budget_id or "")
+    if command.cap_range is not None:
+        args += _cap_args(command, command.cap_range)
     record, leases, rows, _ = own_keys(command.org, command.id)
     own = (record, leases, rows, overrides_key(command.org))
     keys = (*own, *(hold.key for hold in command.holds))
     return Call(script.RESERVE, command.org, keys, tuple(args), wait)
+
+
+def _cap_args(command: Reserve, cap_range: CapRange) -> Iterator[str]:
+    """What `scripts/reserve.lua` is told behind the counters of a call that may be capped."""
+    words = (cap_range.most, cap_range.least, cap_range.comfort, cap_range.share_permille)
+    yield from map(str, (*words, *cap_range.cost))
+    for hold in command.holds:
+        yield "" if hold.least is None else str(hold.least)
+        yield from map(str, hold.slope or (hold.amount, 0))
 
 
 def check_replicas(wanted: int, id_: str, status: str, acknowledged: int) -> None:

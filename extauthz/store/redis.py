@@ -130,6 +130,7 @@ class RedisStore(RedisReads):
             return AlreadyEnded(id_, State(rest[0]))
         if status == "paused":
             return Paused(id_, int(rest[0]) if rest[0] else None)
+        cap = None if command.cap_range is None else int(rest.pop() or 0) or None
         before = tuple(
             Balance(sum_of(spent), int(held))
             for spent, held in zip(rest[::3], rest[1::3], strict=True)
@@ -138,11 +139,11 @@ class RedisStore(RedisReads):
         if status == "refused":
             return Refused(id_, before, limits)
         if status == "held_already":
-            return Reserved(id_, before, limits)
+            return Reserved(id_, before, limits, cap)
         # The script answers with the amounts that it read: their sums are exact only here.
         pairs = zip(command.holds, before, strict=True)
-        after = tuple(Balance(b.spent, b.held + hold.amount) for hold, b in pairs)
-        return Reserved(id_, after, limits)
+        after = tuple(Balance(b.spent, b.held + hold.under(cap).amount) for hold, b in pairs)
+        return Reserved(id_, after, limits, cap)
 
     async def settle(self, command: Settle) -> Ending:
         """See `LedgerStore`."""

@@ -20,6 +20,7 @@ from ledger_calls import DAY_MS, Call, Command, Expire, now_ms, tell
 from servers import Server
 
 from extauthz.ledger import (
+    CapRange,
     Change,
     Charge,
     ClockSkewError,
@@ -32,6 +33,7 @@ from extauthz.ledger import (
     Reserve,
     Reserved,
     Settle,
+    Slope,
     Tally,
     bucket_width_ms,
     counter_name,
@@ -53,6 +55,12 @@ AMOUNTS = st.one_of(
     st.integers(0, 10),
     st.integers(0, AMOUNT_MAX),
 )
+SLOPES = st.builds(
+    Slope,
+    st.one_of(st.integers(0, 10), st.integers(0, 10**13)),
+    st.one_of(st.integers(0, 10), st.integers(0, 4_000), st.integers(0, 10**9)),
+)
+CAPS = st.one_of(st.integers(1, 10), st.integers(1, 128_000))
 LIMITS = st.one_of(st.sampled_from([0, AMOUNT_MAX - 1, AMOUNT_MAX]), st.integers(0, 30))
 HORIZONS_MS = st.sampled_from([DAY_MS, DAY_MS, DAY_MS, FORGOTTEN_AT_ONCE_MS])
 PARTICULARS = st.sampled_from(["", '{"agent":"bot"}', '{"agent":"b\u00f6t\\n"}'])
@@ -119,11 +127,18 @@ class Twins(RuleBasedStateMachine):
                 command = dataclasses.replace(command, at_ms=now_ms())
         raise AssertionError("the clocks never agree")
 
-    def draw_hold(self, data: st.DataObject, key: str, forget_at_ms: int) -> Hold:
-        """A hold whose limit is often the very edge of what fits."""
-        amount = data.draw(AMOUNTS)
+    def draw_hold(
+        self, data: st.DataObject, key: str, forget_at_ms: int, cap_range: CapRange | None
+    ) -> Hold:
+        """A hold whose limit is often the very edge of what fits, in full or under some cap."""
+        slope = least = None
+        amount = needed = data.draw(AMOUNTS)
+        if cap_range is not None and (slope := data.draw(st.one_of(st.none(), SLOPES, SLOPES))):
+            amount = slope.at(cap_range.most)
+            least = data.draw(st.sampled_from([None, slope.at(cap_range.least)]))
+            needed = slope.at(data.draw(st.integers(cap_range.least, 2 * cap_range.most)))
         (balance,) = self.ledger.balances([key], self.at_ms())
-        edge = balance.spent + balance.held + amount + data.draw(st.sampled_from([0, 0, -1, 1]))
+        edge = balance.spent + balance.held + needed + data.draw(st.sampled_from([0, 0, -1, 1]))
         limit = data.draw(st.one_of(LIMITS, st.just(min(max(edge, 0), AMOUNT_MAX))))
         return Hold(
             key,
@@ -133,7 +148,18 @@ class Twins(RuleBasedStateMachine):
             enforcing=data.draw(st.booleans()),
             transient="in_flight" in key,
             budget_id=data.draw(st.sampled_from([None, *OVERRIDDEN])),
+            slope=slope,
+            least=least,
         )
+
+    @staticmethod
+    def draw_cap_range(data: st.DataObject) -> CapRange | None:
+        """Half of the calls may be capped."""
+        if data.draw(st.booleans()):
+            return None
+        least, most = sorted((data.draw(CAPS), data.draw(CAPS)))
+        share = data.draw(st.sampled_from([0, 1, 250, 333, 1000]))
+        return CapRange(most, least, data.draw(CAPS), share, data.draw(SLOPES))
 
     @rule(
         name=NAMES,
@@ -153,7 +179,10 @@ class Twins(RuleBasedStateMachine):
         recoverable_ms: int,
     ) -> None:
         forget_at_ms = self.at_ms() + self.lasting(forget_in_ms)
-        holds = tuple(self.draw_hold(data, self.key(budget), forget_at_ms) for budget in budgets)
+        cap_range = self.draw_cap_range(data)
+        holds = tuple(
+            self.draw_hold(data, self.key(budget), forget_at_ms, cap_range) for budget in budgets
+        )
         at_ms = self.at_ms()  # after the drawing, which may take longer than clocks may differ
         was_known = name in self.ledger.reservations
         remember_until_ms = recoverable_ms and at_ms + self.lasting(recoverable_ms)
@@ -168,6 +197,7 @@ class Twins(RuleBasedStateMachine):
                 estimate_nanousd=holds[0].amount,
                 particulars='{"reserved":true}',
                 remember_until_ms=remember_until_ms,
+                cap_range=cap_range,
             )
         )
         if isinstance(answer, Reserved) and not was_known:

@@ -21,7 +21,7 @@ from extauthz.ledger import (
     Settle,
     State,
 )
-from extauthz.policies import Scope, Unit
+from extauthz.policies import OutputCaps, Scope, Unit
 from extauthz.reasons import Decision, Reason
 from extauthz.service.authorize import CallAttributes, Verdict
 from extauthz.store.base import StoreError, StoreUnavailableError
@@ -198,7 +198,7 @@ async def test_a_budget_for_a_model_counts_its_calls_however_the_name_is_written
 
 
 async def test_a_default_cap_is_held_and_written_into_the_request():
-    desk = Desk.of(agent(DAY, default_output_tokens=4))
+    desk = Desk.of(agent(DAY, output_caps=OutputCaps(default=4)))
     verdict = await decide(desk, call(sent={"max_tokens": None}))
     assert verdict.estimate is not None
     assert verdict.estimate.nanousd == 4 * DOLLAR

@@ -152,6 +152,19 @@ def test_a_default_cap_is_written_and_nothing_else_changes(document, indent):
     assert json.loads(edited) == {**document, "inferenceConfig": config}
 
 
+def test_a_lower_cap_is_written_over_the_clients_own_and_leaves_what_it_may_think():
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 700}}
+    body = json.dumps({
+        "messages": [], "inferenceConfig": {"topP": 1, "maxTokens": 5000},
+        "additionalModelRequestFields": thinking,
+    }).encode()  # fmt: skip
+    facts = BEDROCK.read_request("converse", Request(body, CLAUDE))
+    assert facts.cap_slot is not None
+    edit = facts.cap_slot.edit(1000)
+    assert body[edit.offset : edit.offset + edit.dropped] == b"5000"
+    assert (edit.text, facts.thinking_tokens) == ("1000", 700)
+
+
 # As documented: the reference's sample of Converse, and the guide's of prompt caching.
 SAMPLE = {"inputTokens": 30, "outputTokens": 628, "totalTokens": 658}
 CACHED = {

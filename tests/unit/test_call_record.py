@@ -26,6 +26,7 @@ records = st.builds(
     estimate_nanousd=st.integers(0, AMOUNT_MAX),
     parts=parts,
     endpoint=text,
+    output_cap=st.none() | st.integers(1, 2**40),
 )
 RECORD = CallRecord(
     "id", "d", "org", "bot", "openai", "gpt-4o", 1, 5, 2, (HeldPart("k", "usd", 3, 4),)

@@ -31,8 +31,10 @@ def test_a_chat_is_bounded_by_its_bytes_and_its_cap():
     facts = read(max_tokens=9, stream=True, documents=[{"data": {"text": "a"}}])
     assert facts.input_tokens_max is not None
     assert (facts.output_tokens_cap, facts.stream, facts.media) == (9, True, False)
-    assert facts.cap_slot is None
+    assert facts.cap_slot is not None
+    assert facts.cap_slot.edit(7).text == "7"
     assert read().cap_slot is not None
+    assert read(thinking={"type": "enabled", "token_budget": 500}).thinking_tokens == 500
     picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     assert read(messages=[{"role": "user", "content": [picture]}]).input_tokens_max is None
 

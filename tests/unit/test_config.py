@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 import extauthz
 from extauthz.config import Config, ConfigError, example_text, load, parse, policies_of, prices_of
-from extauthz.policies import MissingUsage, Scope, Unit
+from extauthz.policies import MissingUsage, OutputCaps, Scope, Unit
 from extauthz.windows import Period, Window
 
 PROVIDER = 'providers: {openai: {api: openai, upstream: "https://api.openai.com"}}\n'
@@ -71,6 +71,15 @@ def test_what_is_no_amount_is_an_error_at_its_place(text):
     ("text", "path"),
     [
         ("agents: {a: {max_in_flight: true}}", "agents.a.max_in_flight"),
+        ("defaults: {estimate: loose}", "defaults.estimate"),
+        (budget_text("window: day, limit: 1, estimate: no"), "agents.a.budgets[0].estimate"),
+        ("defaults: {min_output_tokens: 0}", "defaults.min_output_tokens"),
+        ("defaults: {comfort_output_tokens: 1.5}", "defaults.comfort_output_tokens"),
+        ("defaults: {max_share: 0}", "defaults.max_share"),
+        ("defaults: {max_share: 1.1}", "defaults.max_share"),
+        ("defaults: {max_share: 0.0001}", "defaults.max_share"),
+        ("models: {m: {default_output_tokens: 0}}", "models.m.default_output_tokens"),
+        ("teams: {t: {default_output_tokens: 5}}", "teams.t.default_output_tokens"),
         ("agents: {a: {default_output_tokens: false}}", "agents.a.default_output_tokens"),
         ("agents: {a: {default_output_tokens: 1.5}}", "agents.a.default_output_tokens"),
         ("agents: {a: {default_output_tokens: 0}}", "agents.a.default_output_tokens"),
@@ -119,11 +128,6 @@ def test_an_upstream_is_a_plain_url(url):
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        ("defaults: {estimate: fit}", "defaults.estimate"),
-        (budget_text("window: day, limit: 1, estimate: fit"), "agents.a.budgets[0].estimate"),
-        ("defaults: {min_output_tokens: 256}", "defaults.min_output_tokens"),
-        ("defaults: {comfort_output_tokens: 4096}", "defaults.comfort_output_tokens"),
-        ("defaults: {max_share: 0.25}", "defaults.max_share"),
         ("defaults: {failure_mode: allow}", "defaults.failure_mode"),
         ("orgs: {other: {}}", "orgs.other"),
     ],
@@ -138,7 +142,7 @@ def test_every_error_is_told_at_once():
     text = """
 agents:
   a: {team: 5, keys: [x], unknown: 1, budgets: [{limit: -1, window: year}]}
-defaults: {lease: 5, max_share: 0.5}
+defaults: {lease: 5, max_share: 1.5}
 """
     found = {error.partition(":")[0] for error in errors(text)}
     assert found == {
@@ -246,7 +250,8 @@ orgs: {{default: {{budgets: [{{limit: 10, unit: requests, window: minute}}]}}}}
     )  # fmt: skip
     assert tokens.window == Window(Period.WEEK, "UTC")
     assert [budget.scope for budget in other.budgets] == [Scope.ORG]
-    assert (bot.max_in_flight, bot.default_output_tokens, other.default_output_tokens) == (3, 5, 9)
+    assert bot.max_in_flight == 3
+    assert (bot.output_caps.default_for("x"), other.output_caps.default_for("x")) == (5, 9)
     assert (bot.hold_wait_ms, bot.denied_status) == (250, 402)
     assert bot.missing_usage is MissingUsage.OBSERVED
     assert (bot.allows("gpt-4o-mini"), bot.allows("o1")) == (True, False)
@@ -256,6 +261,45 @@ orgs: {{default: {{budgets: [{{limit: 10, unit: requests, window: minute}}]}}}}
     assert priced is not None
     assert (priced.own is not None, priced.output_tokens_max) == (True, 7)
     assert str(config.data_dir) == "/base/.extauthz"
+
+
+def test_a_budget_caps_calls_to_fit_unless_it_is_strict():
+    config = read(
+        """
+agents:
+  bot: {budgets: [{limit: 1, window: day}, {limit: 1, window: hour, estimate: strict}]}
+"""
+    )
+    bot = policies_of(config).agents["bot"]
+    assert [budget.fit for budget in bot.budgets] == [True, False]
+    assert bot.output_caps == OutputCaps(None, (), None, 256, 4096, 250)
+
+
+def test_strict_may_be_the_default_and_fit_the_exception():
+    config = read(
+        """
+defaults: {estimate: strict, min_output_tokens: 10, comfort_output_tokens: 20, max_share: 0.125}
+agents:
+  bot: {budgets: [{limit: 1, window: day}, {limit: 1, window: hour, estimate: fit}]}
+"""
+    )
+    bot = policies_of(config).agents["bot"]
+    assert [budget.fit for budget in bot.budgets] == [False, True]
+    assert bot.output_caps == OutputCaps(None, (), None, 10, 20, 125)
+
+
+def test_a_default_cap_is_the_agents_own_else_the_models_else_the_default():
+    config = read(
+        """
+defaults: {default_output_tokens: 9}
+agents: {bot: {default_output_tokens: 5}, other: {}}
+models: {"GPT-5*": {default_output_tokens: 7}, "gpt*": {default_output_tokens: 8}}
+"""
+    )
+    agents = policies_of(config).agents
+    other = agents["other"].output_caps
+    assert agents["bot"].output_caps.default_for("gpt-5") == 5
+    assert [other.default_for(*n) for n in (("gpt-5",), ("x", "GPT-4"), ("x",))] == [7, 8, 9]
 
 
 def test_a_call_counts_on_the_budgets_of_every_scope_that_it_falls_under():

@@ -77,7 +77,18 @@ def test_text_is_bounded_by_its_bytes_and_the_answer_by_its_cap_for_each_candida
     assert facts.input_tokens_max is not None
     assert facts.input_tokens_max >= len(json.dumps(body))
     assert (facts.output_tokens_cap, facts.answers, facts.media) == (50, 3, False)
-    assert facts.cap_slot is None
+
+
+@pytest.mark.parametrize("key", ["thinkingBudget", "thinking_budget"])
+def test_a_lower_cap_is_written_over_the_clients_own_and_leaves_what_it_may_think(key):
+    thinking = {"maxOutputTokens": 5000, "thinkingConfig": {key: 700}}
+    body = {"contents": HELLO, "generationConfig": thinking}
+    facts = read(body)
+    assert facts.cap_slot is not None
+    edit = facts.cap_slot.edit(1000)
+    text = json.dumps(body)
+    assert text[edit.offset : edit.offset + edit.dropped] == "5000"
+    assert (edit.text, facts.thinking_tokens) == ("1000", 700)
 
 
 @pytest.mark.parametrize(

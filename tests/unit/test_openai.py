@@ -78,20 +78,47 @@ def test_the_input_of_a_text_call_is_bounded_by_its_bytes():
 
 
 @pytest.mark.parametrize(
-    ("fields", "cap"),
+    ("fields", "cap", "can_be_written"),
     [
-        ({}, None),
-        ({"max_tokens": None, "max_completion_tokens": None}, None),
-        ({"max_tokens": 5}, 5),
-        ({"max_completion_tokens": 7}, 7),
-        ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
-        ({"max_tokens": 9, "max_completion_tokens": 7}, 9),
+        ({}, None, True),
+        ({"max_tokens": None, "max_completion_tokens": None}, None, True),
+        ({"max_tokens": 5}, 5, True),
+        ({"max_completion_tokens": 7}, 7, True),
+        ({"max_tokens": None, "max_completion_tokens": 7}, 7, True),
+        # Which of them holds differs, so neither is touched.
+        ({"max_tokens": 5, "max_completion_tokens": 7}, 7, False),
+        ({"max_tokens": 9, "max_completion_tokens": 7}, 9, False),
     ],
 )
-def test_the_larger_of_two_caps_bounds_an_answer(fields, cap):
+def test_the_larger_of_two_caps_bounds_an_answer(fields, cap, can_be_written):
     read = facts(**fields)
     assert read.output_tokens_cap == cap
-    assert (read.cap_slot is None) == (cap is not None)
+    assert (read.cap_slot is not None) == can_be_written
+
+
+@pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens"])
+def test_a_lower_cap_is_written_over_the_clients_own_where_it_stands(key):
+    body = json.dumps({"model": "m", "messages": [{"max_tokens": 9}], key: 900, "n": 2}).encode()
+    slot = OPENAI.read_request("chat", Request(body)).cap_slot
+    assert slot is not None
+    assert body[slot.offset : slot.offset + slot.dropped] == b"900"
+    assert slot.edit(7).text == "7"
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"reasoning": {"max_tokens": 2000}}, 2000),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, 1024),
+        ({"thinking": {"budget_tokens": True}}, 0),
+        ({"reasoning": {"effort": "high"}}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_the_client_lets_a_server_think_is_told(fields, tokens):
+    body = json.dumps({"model": "m", "messages": [], **fields}).encode()
+    adapter = ADAPTERS["openrouter" if "reasoning" in fields else "together"]
+    assert adapter.read_request("chat", Request(body)).thinking_tokens == tokens
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 100.0, "100", True, [], 10**8])

@@ -7,6 +7,7 @@ from service_rules import DOLLAR, KEY, Desk, Seen, agent, budget, call
 
 from extauthz.identity import hash_key
 from extauthz.ledger import Outcome
+from extauthz.policies import OutputCaps
 from extauthz.providers.base import CapturedResponse
 from extauthz.reasons import Decision, Reason
 from extauthz.service.authorize import CallAttributes, Verdict
@@ -152,7 +153,7 @@ async def test_the_endpoint_travels_with_the_call():
 
 
 async def test_a_default_cap_bounds_only_what_it_can_be_written_into():
-    desk = Desk.of(agent(DAY, default_output_tokens=1))
+    desk = Desk.of(agent(DAY, output_caps=OutputCaps(default=1)))
     body = b'{"model": "small", "prompt": "a cat"}'
     verdict = await decide(desk, call(path="/v1/images/generations", body=body))
     assert verdict.estimate is not None

@@ -106,19 +106,24 @@ def test_a_member_down_a_path_is_found_if_and_only_if_it_is_there(case, outer, i
 def test_a_cap_is_written_as_the_first_member_and_nothing_else_changes(case, cap):
     body, document = case
     document.pop("max_tokens", None)
-    edit = cap_slot(body, "max_tokens", stands_as_null=False).edit(cap)
+    edit = cap_slot(body, "max_tokens", stands=False).edit(cap)
     changed = apply(body, [edit])
     assert json.loads(changed) == {"max_tokens": cap, **json.loads(body)}
     assert changed.replace(edit.text.encode(), b"", 1) == body
 
 
-@given(bodies(documents), st.integers(1, 10**7))
-def test_a_cap_is_written_over_its_null(case, cap):
+@given(bodies(documents), st.sampled_from([None, 1, 128_000]), st.integers(1, 10**7))
+def test_a_cap_is_written_over_the_one_that_stands_there_or_its_null(case, named, cap):
     _, document = case
-    body = json.dumps({**document, "max_tokens": None, "zz": 1}).encode()
-    edit = cap_slot(body, "max_tokens", stands_as_null=True).edit(cap)
-    assert json.loads(apply(body, [edit])) == {**document, "max_tokens": cap, "zz": 1}
-    assert body[edit.offset : edit.offset + edit.dropped] == b"null"
+    body = json.dumps({**document, "max_tokens": named, "zz": 1}).encode()
+    edit = cap_slot(body, "max_tokens", stands=True).edit(cap)
+    changed = apply(body, [edit])
+    assert json.loads(changed) == {**document, "max_tokens": cap, "zz": 1}
+    assert body[edit.offset : edit.offset + edit.dropped] == json.dumps(named).encode()
+    end = edit.offset + edit.dropped
+    assert (changed[: edit.offset], changed[len(changed) - len(body) + end :]) == (
+        body[: edit.offset], body[end:],
+    )  # fmt: skip
 
 
 def test_a_member_is_inserted_before_the_first():

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extauthz.providers.base import (
-    CapSlot,
     CapturedResponse,
     Request,
     RequestError,
@@ -18,6 +17,7 @@ from extauthz.providers.base import (
 from extauthz.providers.captured import decode_object, decode_string, extract
 from extauthz.providers.splice import cap_slot
 from extauthz.providers.strict_json import (
+    hinted_count,
     parse_object,
     read_count,
     read_flag,
@@ -87,7 +87,9 @@ def facts_of(
         media=media,
         price_contexts=({}, premium) if premium else ({},),
         premium=premium,
-        cap_slot=None if cap else _cap_slot(document, body),
+        cap_slot=cap_slot(body, "max_tokens", stands="max_tokens" in document),
+        # Below `max_tokens`: https://docs.claude.com/en/docs/build-with-claude/extended-thinking
+        thinking_tokens=hinted_count(document, "thinking", "budget_tokens"),
     )
 
 
@@ -230,7 +232,3 @@ def _has_media(document: dict[str, Any]) -> bool:
 def _kind(block: Any) -> str:
     kind = block.get("type") if isinstance(block, dict) else None
     return kind if isinstance(kind, str) else ""
-
-
-def _cap_slot(document: dict[str, Any], body: bytes) -> CapSlot:
-    return cap_slot(body, "max_tokens", stands_as_null="max_tokens" in document)

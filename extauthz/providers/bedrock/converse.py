@@ -12,7 +12,7 @@ from extauthz.providers.base import CapturedResponse, Request, RequestError, Req
 from extauthz.providers.camel_json import known_fields
 from extauthz.providers.captured import decode_object, extract
 from extauthz.providers.splice import nested_cap_slot
-from extauthz.providers.strict_json import parse_object, read_count, read_list
+from extauthz.providers.strict_json import hinted_count, parse_object, read_count, read_list
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
@@ -62,7 +62,11 @@ def read_request(request: Request, *, stream: bool) -> RequestFacts:
         # The word may stand there in an escaped spelling; then assume it does.
         cache_writes=b"cachePoint" in body or b"\\u" in body,
         media=media,
-        cap_slot=None if cap else nested_cap_slot(document, body, "inferenceConfig", "maxTokens"),
+        cap_slot=nested_cap_slot(document, body, "inferenceConfig", "maxTokens"),
+        thinking_tokens=max(
+            hinted_count(additional, key, "budget_tokens")
+            for key in ("thinking", "reasoning_config")
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from extauthz.providers.camel_json import each, fields_of, spelling
 from extauthz.providers.captured import decode_object, decode_string, extract
 from extauthz.providers.gemini.contents import holds_media, model_in_body
 from extauthz.providers.splice import nested_cap_slot
-from extauthz.providers.strict_json import parse_object, read_count
+from extauthz.providers.strict_json import hinted_count, parse_object, read_count
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
@@ -74,7 +74,11 @@ def read_request(request: Request, *, stream: bool) -> RequestFacts:
         output_tokens_cap=cap if bounded else None,
         answers=read_count(config, "candidateCount", _CANDIDATES_MAX) or 1,
         media=leans_on_more or makes_media,
-        cap_slot=None if cap or makes_media else cap_slot(document, body),
+        cap_slot=None if makes_media else cap_slot(document, body),
+        thinking_tokens=max(
+            hinted_count(config, "thinkingConfig", key)
+            for key in ("thinkingBudget", "thinking_budget")
+        ),
     )
 
 
@@ -95,7 +99,7 @@ def read_usage(captured: CapturedResponse) -> UsageReport:
 
 
 def cap_slot(document: dict[str, Any], body: bytes) -> CapSlot:
-    """Where `generationConfig.maxOutputTokens` goes into a body that has none, or null."""
+    """Where `generationConfig.maxOutputTokens` goes: over the client's own, if there is one."""
     outer = spelling(document, "generationConfig") or "generationConfig"
     inner = spelling(document.get(outer) or {}, "maxOutputTokens") or "maxOutputTokens"
     return nested_cap_slot(document, body, outer, inner)

@@ -22,6 +22,7 @@ from extauthz.providers.openai.tiers import premium, price_contexts
 from extauthz.providers.openai.usage import PREAMBLE_TOKENS, TOKENS_MAX, told_usage
 from extauthz.providers.splice import cap_slot, find_member, insert_member
 from extauthz.providers.strict_json import (
+    hinted_count,
     parse_object,
     read_count,
     read_flag,
@@ -77,7 +78,8 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         price_contexts=price_contexts(document, dialect.tiers),
         premium=premium(document),
         edits=tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else (),
-        cap_slot=None if cap else slot_of_cap(document, body, dialect.cap_fields[0]),
+        cap_slot=_cap_slot(document, body, dialect),
+        thinking_tokens=_thinking_tokens(document),
     )
 
 
@@ -106,7 +108,27 @@ def read_cap(document: dict[str, Any], dialect: Dialect) -> int | None:
 
 def slot_of_cap(document: dict[str, Any], body: bytes, key: str) -> CapSlot:
     """Where a cap of this name can be written."""
-    return cap_slot(body, key, stands_as_null=key in document)
+    return cap_slot(body, key, stands=key in document)
+
+
+def _cap_slot(document: dict[str, Any], body: bytes, dialect: Dialect) -> CapSlot | None:
+    """Where the server looks for a cap; None where the client named two: either may hold."""
+    named = [key for key in dialect.cap_fields if document.get(key) is not None]
+    if len(named) > 1:
+        return None
+    return slot_of_cap(document, body, (named or dialect.cap_fields)[0])
+
+
+def _thinking_tokens(document: dict[str, Any]) -> int:
+    """What the client lets the model think, where the server takes a number of tokens for that.
+
+    https://openrouter.ai/docs/use-cases/reasoning-tokens has `reasoning.max_tokens`, some servers
+    of Anthropic's models its `thinking.budget_tokens`. OpenAI's `reasoning_effort` is no number.
+    """
+    return max(
+        hinted_count(document, "reasoning", "max_tokens"),
+        hinted_count(document, "thinking", "budget_tokens"),
+    )
 
 
 def _refuse_server_tools(document: dict[str, Any]) -> None:

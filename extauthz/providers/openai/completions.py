@@ -45,7 +45,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         extra_output_tokens=input_tokens * each if read_flag(document, "echo") else 0,
         cache_writes=True,
         edits=tuple(chat.usage_edits(document, body)) if stream and dialect.asks_for_usage else (),
-        cap_slot=None if cap else chat.slot_of_cap(document, body, CAP_FIELDS[0]),
+        cap_slot=chat.slot_of_cap(document, body, CAP_FIELDS[0]),
     )
 
 

@@ -73,7 +73,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         audio=not kinds.isdisjoint(_SOUND_PARTS),
         price_contexts=price_contexts(document, dialect.tiers),
         premium=premium(document),
-        cap_slot=None if cap else slot_of_cap(document, body, CAP_FIELDS[0]),
+        cap_slot=slot_of_cap(document, body, CAP_FIELDS[0]),
     )
 
 

@@ -16,6 +16,7 @@
 --   remember_until  until when its ending must be known at least  (held only: then it is in the TTL)
 --   cost       nano-USD: the most it can cost (held), or what it was charged (once it has ended)
 --   seen       the highest cost observed so far, in nano-USD     (held only)
+--   cap        the output cap it was granted under                (held only, and if it may be capped)
 --   p          particulars: who asks for what, in words for the books       (not once it is settled)
 -- A held one has no TTL. Its lease is its score in the leases, there and nowhere else. An expired one
 -- stands in `unconfirmed`, until a settlement confirms or corrects it or its record is forgotten; with

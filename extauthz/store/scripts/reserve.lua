@@ -5,20 +5,30 @@
 -- ARGV  1 id, 2 at_ms, 3 lease_until_ms, 4 whose pause refuses it ("agent:NAME team:NAME"),
 --       5 the most it can cost in nano-USD, 6 particulars, 7 remember_until_ms,
 --       then for each counter: amount, limit, enforcing 0|1, forget_at_ms, transient 0|1, and the
---       id of the budget whose overrides apply, or nothing
+--       id of the budget whose overrides apply, or nothing;
+--       if the call may be capped: its most, least and comfortable cap, its share of the room in
+--       thousandths, its cost as fixed and rate, then for each counter: what it holds under the
+--       least cap if the counter may cap the call, or nothing; fixed, rate
 -- Reply {id, "reserved" | "refused", spent, held, limit, ...}  balances as they stood before
 --       {id, "held_already", spent, held, limit, ...}          a repeat: balances as they stand
 --       {id, "paused", until_ms}                               '' without an end
 --       {id, "ended", state}                                   never an admission
 --       {id, "books_closed"} | {id, "clock_skew"} | {id, "holds_mismatch"} | {id, "counter_range", key}
---       where spent may be several amounts to be added up, and limit is the one in force
+--       where spent may be several amounts to be added up, and limit is the one in force; those
+--       with balances end with the cap, or nothing, if the call may be capped
 --
 -- Without allow-oom: a store that is full refuses before the script runs, never half-way.
 
 local OVERRIDES = UNCONFIRMED -- which no reserve has anything to do with
 local id, at_ms, lease_until_ms = ARGV[1], ARGV[2], ARGV[3]
 local ARGS_BEFORE, ARGS_PER_HOLD = 7, 6
-assert(#ARGV == ARGS_BEFORE + ARGS_PER_HOLD * (#KEYS - FIRST_COUNTER + 1), 'arguments per counter')
+local COUNT = #KEYS - FIRST_COUNTER + 1
+local ARGS_OF_CAP = ARGS_BEFORE + ARGS_PER_HOLD * COUNT
+local may_be_capped = #ARGV > ARGS_OF_CAP
+assert(#ARGV == ARGS_OF_CAP + (may_be_capped and 6 + 3 * COUNT or 0), 'arguments per counter')
+
+-- See extauthz/ledger/caps.py, which says the same in Python, and why no product here is inexact.
+local RATE_TOKENS, ROOM_MAX, SHARE_WHOLE = 1000, 2 ^ 40, 1000
 
 local function hold_of(i)
   local at = ARGS_BEFORE + ARGS_PER_HOLD * (i - FIRST_COUNTER)
@@ -30,6 +40,36 @@ local function hold_of(i)
     transient = ARGV[at + 5],
     budget_id = ARGV[at + 6],
   }
+end
+
+local function add_slope(hold, i)
+  local at = ARGS_OF_CAP + 6 + 3 * (i - FIRST_COUNTER)
+  hold.least = ARGV[at + 1] ~= '' and ARGV[at + 1] or nil
+  hold.fixed, hold.rate = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+end
+
+local function amount_under(fixed, rate, cap)
+  return as_text(fixed + math.ceil(rate * cap / RATE_TOKENS))
+end
+
+-- The largest cap whose amount is within the headroom, which is `fixed` at least.
+local function room_in(headroom, hold)
+  if hold.rate == 0 then
+    return ROOM_MAX
+  end
+  local beyond = headroom - hold.fixed
+  local whole = math.floor(beyond / hold.rate)
+  local rest = math.floor((beyond - whole * hold.rate) * RATE_TOKENS / hold.rate)
+  return math.min(whole * RATE_TOKENS + rest, ROOM_MAX)
+end
+
+local function chosen_cap(room)
+  local function word(n)
+    return tonumber(ARGV[ARGS_OF_CAP + n])
+  end
+  local most, least, comfort, share = word(1), word(2), word(3), word(4)
+  share = math.floor(room * share / SHARE_WHOLE)
+  return math.min(most, room, math.max(share, comfort, least))
 end
 
 if clock_is_off(at_ms) then
@@ -55,6 +95,9 @@ end
 local holds = {}
 for i = FIRST_COUNTER, #KEYS do
   holds[i] = hold_of(i)
+  if may_be_capped then
+    add_slope(holds[i], i)
+  end
   names[#names + 1] = holds[i].budget_id
 end
 local overrides = redis.call('HMGET', KEYS[OVERRIDES], unpack(names))
@@ -71,6 +114,7 @@ if paused_until and not record then
 end
 
 local reply, out_of_range = { id, record and 'held_already' or 'reserved' }, nil
+local room = ROOM_MAX
 for i = FIRST_COUNTER, #KEYS do
   local counter, hold = read_counter(KEYS[i], at_ms), holds[i]
   local override = overrides[#pausable + i - FIRST_COUNTER + 1]
@@ -78,22 +122,47 @@ for i = FIRST_COUNTER, #KEYS do
   reply[#reply + 1] = counter.spent_text
   reply[#reply + 1] = counter.held
   reply[#reply + 1] = limit
-  local used = counter.spent + tonumber(counter.held) + tonumber(hold.amount)
-  if not record and hold.is_enforcing and used > tonumber(limit) then
-    reply[2] = 'refused'
+  local used = counter.spent + tonumber(counter.held)
+  if not record and hold.is_enforcing then
+    if used + tonumber(hold.least or hold.amount) > tonumber(limit) then
+      reply[2] = 'refused'
+    elseif hold.least then
+      room = math.min(room, room_in(tonumber(limit) - used, hold))
+    end
   end
   if is_out_of_range(counter) then
     out_of_range = out_of_range or KEYS[i]
   end
 end
 if reply[2] ~= 'reserved' then
+  reply[#reply + 1] = may_be_capped and (record and record.cap or '') or nil
   return reply
 end
 if out_of_range then
   return { id, 'counter_range', out_of_range }
 end
 
-local fields = { 'state', 'held', 'cost', ARGV[5], 'p', ARGV[6], 'remember_until', ARGV[7] }
+local cost, particulars = ARGV[5], ARGV[6]
+local fields = { 'state', 'held', 'remember_until', ARGV[7] }
+if may_be_capped then
+  local cap = chosen_cap(room)
+  for i = FIRST_COUNTER, #KEYS do
+    if holds[i].rate > 0 then
+      holds[i].amount = amount_under(holds[i].fixed, holds[i].rate, cap)
+    end
+  end
+  local of_call = ARGS_OF_CAP + 5
+  cost = amount_under(tonumber(ARGV[of_call]), tonumber(ARGV[of_call + 1]), cap)
+  if particulars ~= '' then
+    particulars = string.sub(particulars, 1, -2) .. ',"estimate_nanousd":"' .. cost
+      .. '","output_cap":"' .. as_text(cap) .. '"}'
+  end
+  reply[#reply + 1] = as_text(cap)
+  fields[5], fields[6] = 'cap', as_text(cap)
+end
+for _, word in ipairs({ 'cost', cost, 'p', particulars }) do
+  fields[#fields + 1] = word
+end
 for i = FIRST_COUNTER, #KEYS do
   local hold, n = holds[i], i - FIRST_COUNTER + 1
   redis.call('HINCRBY', KEYS[i], 'held', hold.amount)

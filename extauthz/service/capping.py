@@ -1,0 +1,62 @@
+"""Capping a call's output: between what it may be capped, and where the cap is written.
+
+The cap itself is chosen by the store, in the step that holds its amounts: only there is the room
+known. What is written into the body is one number, and never more than the client asked for.
+"""
+
+from collections.abc import Sequence
+
+from extauthz.ledger import SHARE_WHOLE, CapRange
+from extauthz.policies import Agent, Budget, OutputCaps
+from extauthz.pricing import Estimate
+from extauthz.providers.base import Edit, RequestFacts
+
+
+def default_cap(caps: OutputCaps, facts: RequestFacts, names: Sequence[str]) -> int | None:
+    """The cap of a call that names none; None: it named one, takes none, or there is no default."""
+    if facts.output_tokens_cap is not None or facts.cap_slot is None:
+        return None
+    return caps.default_for(*names)
+
+
+def cap_range(
+    agent: Agent, budgets: Sequence[Budget], facts: RequestFacts, estimate: Estimate
+) -> CapRange | None:
+    """Between what a call may be capped; None: it must fit as it is.
+
+    A shadow budget shortens nobody's answers. A call whose worst case is beyond what a store counts
+    under a cap has to fit as it is too.
+    """
+    if facts.cap_slot is None or not any(budget.fit and not budget.shadow for budget in budgets):
+        return None
+    most = estimate.cap
+    slopes = (estimate.nanousd_under, estimate.tokens_under)
+    if most < 1 or not all(slope.is_exact_up_to(most) for slope in slopes):
+        return None
+    caps = agent.output_caps
+    return CapRange(
+        most,
+        min(most, caps.least + facts.thinking_tokens),
+        caps.comfort,
+        # What the client names itself is what it needs; the share is for those who named nothing.
+        caps.share_permille if facts.output_tokens_cap is None else SHARE_WHOLE,
+        estimate.nanousd_under,
+    )
+
+
+def written_cap(
+    granted: int | None, default: int | None, facts: RequestFacts, estimate: Estimate
+) -> int | None:
+    """The cap that has to be written into the body; None: it stands as it is."""
+    if granted is not None and granted < estimate.cap:
+        return granted
+    return None if facts.cap_slot is None else default
+
+
+def edits_with(facts: RequestFacts, cap: int | None) -> tuple[Edit, ...]:
+    """Every edit of the body, in order."""
+    if cap is None:
+        return facts.edits
+    assert facts.cap_slot is not None, "a call without a slot is not capped"
+    edits = (*facts.edits, facts.cap_slot.edit(cap))
+    return tuple(sorted(edits, key=lambda edit: edit.offset))

@@ -11,7 +11,6 @@ from extauthz.ledger.commands import (
     Balance,
     CounterRangeError,
     Ending,
-    Hold,
     HoldsMismatchError,
     Outcome,
     Paused,
@@ -27,6 +26,7 @@ from extauthz.ledger.commands import (
 )
 from extauthz.ledger.counter import Counter
 from extauthz.ledger.overrides import Applied, Override, OverrideBook, lasts_longest
+from extauthz.ledger.reservation import Reservation
 from extauthz.ledger.rolling import width_of
 from extauthz.ledger.rows import Posting, RowOutcome, counter_name
 
@@ -54,36 +54,11 @@ class _Expiry:
 
 
 @dataclass(slots=True)
-class _Reservation:
-    """What is remembered of a reservation: for good while it is held, then for the horizon."""
-
-    state: State
-    holds: tuple[Hold, ...] = ()
-    """Empty if it ended without ever having been held here: released unseen, or recovered."""
-    lease_until_ms: int = 0
-    observed: tuple[int, ...] = ()
-    charged: tuple[int, ...] = ()
-    cost_nanousd: int = 0
-    """the most it can cost while it is held, then what it was charged"""
-    observed_nanousd: int = 0
-    particulars: str = ""
-    charged_at_ms: int | None = None
-    """when its lease ran out: which bucket of a rolling window a late settlement corrects"""
-    forget_at_ms: int | None = None
-    remember_until_ms: int = 0
-    output_cap: int | None = None
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(hold.key for hold in self.holds)
-
-
-@dataclass(slots=True)
 class Ledger:
     """One org's ledger over plain dictionaries: not thread-safe; commands say when it is."""
 
     counters: dict[str, Counter] = field(default_factory=dict)
-    reservations: dict[str, _Reservation] = field(default_factory=dict)
+    reservations: dict[str, Reservation] = field(default_factory=dict)
     book: OverrideBook = field(default_factory=OverrideBook)
     books: Books = field(default_factory=Books)
 
@@ -101,7 +76,7 @@ class Ledger:
             for hold in command.holds
         )
         if known is not None:
-            _must_match(known, keys)
+            known.must_be_on(keys)
             cap = known.output_cap if command.cap_range else None
             return Reserved(command.id, before, limits, cap)
         pauses = [overrides.pauses[who] for who in command.pausable_as if who in overrides.pauses]
@@ -119,7 +94,7 @@ class Ledger:
         moves = [_Move(h.key, h.forget_at_ms, hold=h.amount) for h in holds]
         self._move(moves, command.at_ms)
         nothing = tuple(0 for _ in holds)
-        self.reservations[command.id] = _Reservation(
+        self.reservations[command.id] = Reservation(
             State.HELD,
             holds,
             command.lease_until_ms,
@@ -150,7 +125,7 @@ class Ledger:
             return self._repeated(command, known, costs, command.cost_nanousd)
         if known is None or not known.holds:
             return self._settle_unseen(command, known)
-        _must_match(known, tuple(charge.key for charge in command.charges))
+        known.must_be_on(tuple(charge.key for charge in command.charges))
         outcome = {
             State.HELD: Outcome.SETTLED,
             State.EXPIRED: Outcome.LATE,
@@ -166,14 +141,14 @@ class Ledger:
         called = RowOutcome.ABANDONED if command.abandoned else RowOutcome.RELEASED
         if known is None:
             self.books.write(command.at_ms, called, command.id, particulars=command.particulars)
-            self.reservations[command.id] = _Reservation(
+            self.reservations[command.id] = Reservation(
                 State.RELEASED, forget_at_ms=command.at_ms + command.settle_horizon_ms
             )
             return Ending(command.id, Outcome.RELEASED)
         free = tuple(0 for _ in known.holds)
         if known.state in (State.SETTLED, State.RELEASED):
             return self._repeated(command, known, free, 0)
-        _must_match(known, command.keys)
+        known.must_be_on(command.keys)
         if known.state is State.EXPIRED:
             self._end(command, known, State.SETTLED, RowOutcome.LATE, free, 0)
             return Ending(command.id, Outcome.LATE, free)
@@ -261,7 +236,7 @@ class Ledger:
             for charge in command.charges
         )
 
-    def _settle_unseen(self, command: Settle, known: _Reservation | None) -> Ending:
+    def _settle_unseen(self, command: Settle, known: Reservation | None) -> Ending:
         """Charge a call that was never held here: the store has lost it, or it was given back."""
         moves = [_Move(c.key, c.forget_at_ms, spend=c.cost) for c in command.charges]
         self._move(moves, command.at_ms)
@@ -269,7 +244,7 @@ class Ledger:
         forget_at_ms = command.at_ms + command.settle_horizon_ms
         if known is not None and known.forget_at_ms is not None:
             forget_at_ms = max(known.forget_at_ms, forget_at_ms)
-        self.reservations[command.id] = _Reservation(
+        self.reservations[command.id] = Reservation(
             State.SETTLED,
             charged=costs,
             cost_nanousd=command.cost_nanousd,
@@ -291,7 +266,7 @@ class Ledger:
     def _end(
         self,
         command: "Settle | Release | _Expiry",
-        known: _Reservation,
+        known: Reservation,
         to: State,
         outcome: RowOutcome,
         costs: tuple[int, ...],
@@ -334,7 +309,7 @@ class Ledger:
     def _repeated(
         self,
         command: Settle | Release,
-        known: _Reservation,
+        known: Reservation,
         costs: tuple[int, ...],
         cost_nanousd: int,
     ) -> Ending:
@@ -366,8 +341,3 @@ class Ledger:
             counter.held = max(0, counter.held + move.hold - move.unhold)
             charged_at = at_ms if charged_at_ms is None else charged_at_ms
             counter.spend(width_ms, at_ms, charged_at, move.spend - move.unspend)
-
-
-def _must_match(known: _Reservation, keys: tuple[str, ...]) -> None:
-    if known.keys != keys:
-        raise HoldsMismatchError("the command names other counters than the reservation holds")

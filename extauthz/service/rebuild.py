@@ -14,7 +14,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from extauthz.archive import Archive, ArchiveWriter
@@ -25,35 +25,22 @@ from extauthz.ledger import (
     Counter,
     Override,
     OverrideBook,
-    Posting,
     Row,
     RowOutcome,
     Standing,
     State,
-    Tally,
     counter_name,
     width_of,
 )
+from extauthz.service.archived_books import STATES, ArchivedBooks, record_fields, written_off
 from extauthz.service.lines import NEVER_MS
 from extauthz.service.rules import Clock
 from extauthz.store.base import StoredReservation, counter_key_of
-from extauthz.store.bookkeeping import Bookkeeping, Fields
+from extauthz.store.bookkeeping import Bookkeeping
 
 _ROWS_AT_ONCE = 1000
 _TRIES, _PAUSE_S = 100, 0.1
 _KEPT_MS = 35 * 86_400_000
-_STATES = {
-    RowOutcome.SETTLED: State.SETTLED,
-    RowOutcome.RECOVERED: State.SETTLED,
-    RowOutcome.LATE: State.SETTLED,
-    RowOutcome.ANOMALY: State.SETTLED,
-    RowOutcome.RELEASED: State.RELEASED,
-    RowOutcome.ABANDONED: State.RELEASED,
-    RowOutcome.EXPIRED_UNCONFIRMED: State.EXPIRED,
-}
-
-
-_AFTER_EXPIRY = frozenset({RowOutcome.SETTLED, RowOutcome.RECOVERED, RowOutcome.LATE})
 
 
 class RebuildError(OperatorError):
@@ -99,36 +86,6 @@ class Rebuilt:
     counters: int = 0
     endings: int = 0
     overrides: int = 0
-
-
-@dataclass(slots=True)
-class _Books:
-    """What the archive says."""
-
-    tally: Tally = field(default_factory=Tally)
-    endings: dict[str, Row] = field(default_factory=dict)
-    """the last row that ended each reservation, as long as it is to be remembered"""
-    overrides: dict[str, Row] = field(default_factory=dict)
-    """each by its id, in order"""
-
-    def add(self, row: Row, *, is_remembered: bool) -> None:
-        self.tally.add(row)
-        if row.outcome in _STATES and is_remembered:
-            self.endings[row.id] = row
-        if row.outcome is RowOutcome.OVERRIDE:
-            self.overrides.setdefault(row.id, row)
-
-    def news_in(self, row: Row) -> Row | None:
-        """What a row that only the store has adds to these; None: nothing."""
-        if row.outcome is RowOutcome.OVERRIDE:
-            return None if row.id in self.overrides else row
-        ending = self.endings.get(row.id)
-        if ending is None:
-            return row
-        if _STATES[ending.outcome] is State.EXPIRED and row.outcome in _AFTER_EXPIRY:
-            return _corrected(ending, row)
-        was_given_back = _STATES[ending.outcome] is State.RELEASED
-        return row if was_given_back and row.outcome is RowOutcome.ANOMALY else None
 
 
 class Rebuilder:
@@ -183,7 +140,7 @@ class Rebuilder:
     async def _restore(
         self,
         org: str,
-        books: _Books,
+        books: ArchivedBooks,
         writer: ArchiveWriter,
         words: dict[str, str],
         result: Rebuilt,
@@ -194,14 +151,16 @@ class Rebuilder:
         result.last_seq = writer.last_seq
         await self._open(org, writer, words)
 
-    async def _write_off(self, org: str, books: _Books, writer: ArchiveWriter, reason: str) -> None:
+    async def _write_off(
+        self, org: str, books: ArchivedBooks, writer: ArchiveWriter, reason: str
+    ) -> None:
         """Let the rows say what the counters of the store show."""
         at_ms = self._clock()
         particulars = json.dumps({"written off": reason}, separators=(",", ":"))
-        live = {n: c for n, c in books.tally.counters.items() if c.forget_at_ms > at_ms}
+        live = books.live(at_ms)
         shown = await self._bookkeeping.counters(org, [counter_key_of(org, name) for name in live])
         for (name, counter), fields in zip(list(live.items()), shown, strict=True):
-            for charged_at_ms, posting in _written_off(name, counter, fields, at_ms):
+            for charged_at_ms, posting in written_off(name, counter, fields, at_ms):
                 row = Row(
                     writer.last_seq + 1,
                     at_ms,
@@ -232,7 +191,7 @@ class Rebuilder:
             "a rebuild: wait for it, and start again"
         )
 
-    async def _adopt(self, org: str, writer: ArchiveWriter, result: Rebuilt) -> _Books:
+    async def _adopt(self, org: str, writer: ArchiveWriter, result: Rebuilt) -> ArchivedBooks:
         """Archive what only the store has, close the books, and read all that is archived."""
         standing = await self._ledger.standing(org)
         stream = [row async for row in self._stream(org)]
@@ -245,7 +204,7 @@ class Rebuilder:
                 f"the store has all that the archive of the org '{org}' has: there is nothing to "
                 "rebuild; `extauthz audit` compares its counters"
             )
-        books, remembered_after_ms = _Books(), self._clock() - self._horizon_ms
+        books, remembered_after_ms = ArchivedBooks(), self._clock() - self._horizon_ms
         open_ids = frozenset(await self._ledger.open_ids(org))
         for row in self._archive.rows():
             is_remembered = row.at_ms > remembered_after_ms or row.id in open_ids
@@ -288,22 +247,21 @@ class Rebuilder:
                 yield row
             after_seq = rows[-1].seq
 
-    async def _restore_endings(self, org: str, books: _Books, result: Rebuilt) -> None:
+    async def _restore_endings(self, org: str, books: ArchivedBooks, result: Rebuilt) -> None:
         for id_, row in books.endings.items():
-            state = _STATES[row.outcome]
             await self._bookkeeping.restore_ended(
                 org,
                 id_,
-                dict(_record_fields(org, row, state)),
+                dict(record_fields(org, row)),
                 row.at_ms + self._horizon_ms,
-                expired=state is State.EXPIRED,
+                expired=STATES[row.outcome] is State.EXPIRED,
             )
             result.endings += 1
 
-    async def _restore_counters(self, org: str, books: _Books, result: Rebuilt) -> None:
+    async def _restore_counters(self, org: str, books: ArchivedBooks, result: Rebuilt) -> None:
         now_ms = self._clock()
         held = await self._held(org, books)
-        counters = {n: c for n, c in books.tally.counters.items() if c.forget_at_ms > now_ms}
+        counters = books.live(now_ms)
         for key in await self._bookkeeping.counter_keys(org):
             counters.setdefault(counter_name(key), Counter(now_ms + _KEPT_MS))
         for name, counter in counters.items():
@@ -316,7 +274,7 @@ class Rebuilder:
             await self._bookkeeping.restore_counter(org, key, fields, counter.forget_at_ms)
             result.counters += 1
 
-    async def _held(self, org: str, books: _Books) -> Mapping[str, int]:
+    async def _held(self, org: str, books: ArchivedBooks) -> Mapping[str, int]:
         """What is held by the reservations that the store still has, on each counter."""
         held: dict[str, int] = defaultdict(int)
         ids = [id_ for id_ in await self._ledger.open_ids(org) if id_ not in books.endings]
@@ -328,7 +286,7 @@ class Rebuilder:
                         held[counter_name(key)] += amount
         return held
 
-    async def _restore_overrides(self, org: str, books: _Books, result: Rebuilt) -> None:
+    async def _restore_overrides(self, org: str, books: ArchivedBooks, result: Rebuilt) -> None:
         """What operators had changed holds as it would, had nothing been lost."""
         book, now_ms = OverrideBook(), self._clock()
         for row in books.overrides.values():
@@ -360,51 +318,3 @@ class Rebuilder:
         particulars = json.dumps(words, separators=(",", ":"))
         await self._bookkeeping.restore_archived(org, writer.last_seq, writer.last_hash)
         await self._bookkeeping.open(org, self._clock(), writer.last_seq + 1, particulars)
-
-
-def _written_off(
-    name: str, counter: Counter, fields: Fields, at_ms: int
-) -> Iterator[tuple[int, Posting]]:
-    """What makes the sum of the rows what a counter shows, and of when each part is."""
-    width_ms, forget_at_ms = width_of(name), counter.forget_at_ms
-    if width_ms is None:
-        shown = fields.get("spent", 0)
-        if shown != counter.spent:
-            yield at_ms, Posting(name, 0, shown, counter.spent, forget_at_ms)
-        return
-    for bucket, spent in list(counter.buckets.items()):
-        shown = fields.get(str(bucket), 0)
-        if shown != spent:
-            yield bucket * width_ms, Posting(name, 0, shown, spent, forget_at_ms)
-
-
-def _corrected(ending: Row, row: Row) -> Row | None:
-    """What a call did cost, told after its lease was charged; None if that is known already."""
-    charged_at = {posting.counter: posting.charged for posting in ending.postings}
-    if charged_at.keys() != {posting.counter for posting in row.postings}:
-        return None
-    postings = tuple(
-        replace(posting, held=0, before=charged_at[posting.counter]) for posting in row.postings
-    )
-    return replace(
-        row,
-        outcome=RowOutcome.LATE,
-        cost_before_nanousd=ending.cost_nanousd,
-        charged_at_ms=ending.charged_at_ms,
-        postings=postings,
-    )
-
-
-def _record_fields(org: str, row: Row, state: State) -> Iterator[tuple[str, str]]:
-    """What the store remembers of an ended reservation; see `prelude.lua`."""
-    yield "state", state.value
-    yield "charged", " ".join(str(posting.charged) for posting in row.postings)
-    yield "cost", str(row.cost_nanousd)
-    if state is State.SETTLED:
-        return
-    if state is State.EXPIRED:
-        yield "charged_at", str(row.charged_at_ms)
-    yield "p", row.particulars
-    for n, posting in enumerate(row.postings, 1):
-        yield f"k{n}", counter_key_of(org, posting.counter)
-        yield f"f{n}", str(posting.forget_at_ms)

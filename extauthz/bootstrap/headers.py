@@ -92,7 +92,9 @@ def to_providers(allowed: Collection[str] = ()) -> list[HeaderMutation]:
         *(remove(name) for name in BILLED_TO if name not in allowed),
         *(remove(name) for name in AGENT_SIGNATURE),
         remove("cookie"),
+        remove("expect"),  # Envoy has answered it: a provider's 417 would be charged
         remove("forwarded"),
+        remove("te"),  # nothing reads trailers
         remove("via"),
         remove("x-request-id"),
         remove_prefix("x-envoy-"),

@@ -30,7 +30,10 @@ WRITTEN_ELSEWHERE = ("ext_authz_denied", "lua_response")
 """Code details of local replies that are complete already: by Check, by this package's Lua."""
 
 UNROUTED = ("direct_response", "route_not_found")
-"""Code details of requests for which there is no provider; the second for CONNECT."""
+"""Code details of requests for which there is no provider."""
+
+_TUNNEL = 'request.method == "CONNECT" || response.code_details == "upgrade_failed"'
+"""A way through the proxy past everything that reads calls."""
 
 _REQUEST_ID = f"%DYNAMIC_METADATA({CALL_NAMESPACE}:{REQUEST_ID_KEY})%"
 """What to look for in the access logs; null for what was refused before any filter saw it."""
@@ -93,6 +96,15 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         reason=Reason.BODY_TOO_LARGE,
         headers={"x-should-retry": "false"},
     )
+    yield _Reply(
+        when=f"({_TUNNEL})",
+        status=HTTPStatus.FORBIDDEN,
+        message="No tunnel and no upgrade (CONNECT, websockets, h2c) leads through the egress, as "
+        "nothing could be counted in it. Call the API with plain HTTP requests at this host, with "
+        "a provider's path as base_url.",
+        reason=Reason.TUNNEL_REFUSED,
+        headers={"x-should-retry": "false"},
+    )
     known = ", ".join(f"/{provider.name}/" for provider in settings.providers)
     yield _Reply(
         when=f"response.code_details in {_list(UNROUTED)}",
@@ -102,6 +114,16 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         reason=Reason.UNKNOWN_ROUTE,
         headers={"x-should-retry": "false"},
     )
+    yield _Reply(
+        when="(response.code >= 400 && response.code < 500 || response.code == 501)",
+        status=HTTPStatus.BAD_REQUEST,
+        message="This is no HTTP request that every server reads alike, or it did not arrive in "
+        "time, so it was not passed on and costs nothing (%RESPONSE_CODE_DETAILS%). Send a plain "
+        "request: one length, a path without escaped slashes, few headers.",
+        reason=Reason.MALFORMED_REQUEST,
+        headers={"x-should-retry": "false"},
+        keep_status=True,
+    )
     in_its_place = (
         "The egress proxy answered in the provider's place (%RESPONSE_CODE_DETAILS%): "
         "%LOCAL_REPLY_BODY%"
@@ -109,12 +131,6 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
     yield _Reply(
         when="response.code >= 500",
         status=HTTPStatus.SERVICE_UNAVAILABLE,
-        message=in_its_place,
-        keep_status=True,
-    )
-    yield _Reply(
-        when="response.code >= 400",
-        status=HTTPStatus.BAD_REQUEST,
         message=in_its_place,
         keep_status=True,
     )

@@ -24,6 +24,9 @@ _DIGITS_TO_0 = bytes.maketrans(b"123456789E", b"000000000e")
 _HUGE_NUMBERS = (b"0e000", b"0e+000", b"0" * 300)
 _DOUBLE_MAX = 2**1024
 
+_JSON_TYPES = re.compile(r"(application/([\w.-]+\+)?json|text/json|text/plain|)", re.IGNORECASE)
+"""What a JSON body may be called; text/plain, as some libraries say by default."""
+
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s;,"']*)""", re.IGNORECASE)
 
 
@@ -103,7 +106,8 @@ def must_be_plain(headers: Mapping[str, str]) -> None:
     """Refuse a body that its headers call something else than UTF-8, as it is.
 
     The provider would read other bytes than those that were checked: once inflated, or in another
-    character set (`+ACI-` is a quote in UTF-7), they could ask for another model.
+    character set (`+ACI-` is a quote in UTF-7), they could ask for another model. So could the same
+    bytes as a form: `{"model":"cheap","user":"&model=dear&"}` is one too.
 
     Raises:
         RequestError: `unparseable_body`.
@@ -111,6 +115,12 @@ def must_be_plain(headers: Mapping[str, str]) -> None:
     if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
         raise RequestError(
             Reason.UNPARSEABLE_BODY, "the request body is compressed: send it without"
+        )
+    types = headers.get("content-type", "").split(",")
+    if not all(_JSON_TYPES.fullmatch(one.partition(";")[0].strip()) for one in types):
+        raise RequestError(
+            Reason.UNPARSEABLE_BODY,
+            "the request body is not JSON by its content-type: send 'application/json'",
         )
     for charset in _CHARSET.findall(headers.get("content-type", "")):
         if charset.lower() not in ("utf-8", "utf8", "us-ascii"):

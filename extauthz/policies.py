@@ -188,6 +188,8 @@ class Upstream:
     fixed_prices: tuple[FixedPrice, ...] = ()
     allowed_headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """globs of values, by header"""
+    price_context: Mapping[str, str] = field(default_factory=dict)
+    """what its URL says about the price of every call"""
 
     def fixed_price(self, method: str, path: str) -> FixedPrice | None:
         """The price of a call to an endpoint that the config has one for."""

@@ -9,6 +9,7 @@ from extauthz.ledger import SHARE_WHOLE
 from extauthz.policies import Agent, Budget, FixedPrice, OutputCaps, Policies, Scope, Upstream
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
+from extauthz.providers.base import REGIONAL
 
 
 def policies_of(config: Config) -> Policies:
@@ -96,11 +97,11 @@ def _budget(config: Config, scope: Scope, name: str, block: BudgetBlock) -> Budg
 
 def _upstream(name: str, block: ProviderBlock) -> Upstream:
     """The price list is found by the upstream's host, else (a gateway, a test) by the API."""
-    fallback = ADAPTERS[block.api].price_provider
+    adapter = ADAPTERS[block.api]
     try:
         source = data_snapshot.get_snapshot().find_provider(None, None, block.upstream).id
     except LookupError:
-        source = fallback
+        source = adapter.price_provider
     return Upstream(
         name,
         block.api,
@@ -111,4 +112,5 @@ def _upstream(name: str, block: ProviderBlock) -> Upstream:
             for endpoint in block.endpoints
         ),
         allowed_headers=block.allow_headers,
+        price_context=REGIONAL if adapter.regional_upstream.match(block.upstream) else {},
     )

@@ -20,6 +20,7 @@ from extauthz.ledger import RATE_TOKENS, Slope
 from extauthz.money import ceil_nanousd
 from extauthz.pricing.bill import BillLine, bill_of
 from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, context_window_max, output_tokens_max
+from extauthz.pricing.regions import in_region
 from extauthz.providers.base import RequestFacts
 from extauthz.usage import UsageReport
 
@@ -33,6 +34,9 @@ _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
 )
 
 _NOTHING = Slope(0, 0)
+
+_DEARER = frozenset((("service_tier", "priority"), ("service_tier", "fast"), ("speed", "fast")))
+"""Ways to be served that cost more than the standard one, wherever they are sold."""
 
 _SOUND_IS_LIKE_TEXT = ("google",)
 """Lists that have a price for sound only where it differs from that of text."""
@@ -158,13 +162,16 @@ class PricedModel:
 
         Raises:
             ValueError: the usage contradicts itself (more cached tokens than tokens), or has
-                something, such as sound, for which there is no price: genai-prices would count
-                that as nothing.
+                something, such as sound or a faster way to be served, for which there is no
+                price: genai-prices would count that as nothing, or as the standard way.
         """
         prices = self._prices(at_ms, report.price_context)
         for kind, count in report.amounts.items():
             if count and kind in _NEED_A_PRICE and not _prices_kind(prices, kind):
                 raise ValueError(f"{self.info.id} has no price for {kind}")
+        dearer = {key: way for key, way in report.price_context.items() if (key, way) in _DEARER}
+        if dearer and self.own is None and not self._has_variant(dearer, at_ms):
+            raise ValueError(f"{self.info.id} has no price for {dearer}")
         sound = any("audio" in kind and count for kind, count in report.amounts.items())
         if sound and self.own is None and not self._prices_audio(at_ms):
             raise ValueError(f"{self.info.id} has no price for audio")
@@ -181,7 +188,8 @@ class PricedModel:
         return bill_of(self._prices(at_ms, report.price_context), Usage(**report.amounts))
 
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
-        return self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
+        prices = self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
+        return prices if self.own else in_region(prices, self.info.id, context)
 
     def _prices_audio(self, at_ms: int) -> bool:
         prices = vars(self._prices(at_ms, {}))

@@ -15,6 +15,9 @@ from urllib.parse import unquote
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, UsageReport
 
+REGIONAL: Mapping[str, str] = {"location": "regional"}
+"""The price context of a call that has to be answered within a region."""
+
 
 class Metering(StrEnum):
     """Whether a call to an endpoint costs money."""
@@ -148,6 +151,7 @@ UNBILLED_STATUS = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 5
 """A provider that answers so has billed nothing. Everything that is not on the list is charged."""
 
 _NO_QUERY = re.compile("")
+_NO_URL = re.compile("(?!)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +228,7 @@ class Adapter:
         names_deployments: whether calls name a deployment, whose model the config tells.
         key_parameter: the query parameter in which its clients may send their key; Envoy moves it
             to `credential_header` before anything reads the request.
+        regional_upstream: URLs of upstreams that answer within a region.
     """
 
     price_provider: str
@@ -234,6 +239,7 @@ class Adapter:
     unbilled_status: frozenset[int] = UNBILLED_STATUS
     names_deployments: bool = False
     key_parameter: str | None = None
+    regional_upstream: re.Pattern[str] = _NO_URL
     refusal_headers: Callable[[int], Mapping[str, str]] = lambda _: {}
 
     def route(self, method: str, path: str, query: str = "") -> Route | None:

@@ -18,7 +18,7 @@ from extauthz.sandbox.prices import Model, PriceTable, Rates
 from extauthz.sandbox.responses import Responses
 from extauthz.sandbox.script import Script, ScriptError
 from extauthz.sandbox.sigv4 import verify
-from extauthz.sandbox.vertex import RawPredict
+from extauthz.sandbox.vertex import RawPredict, RegionalRawPredict
 from extauthz.sandbox.wire import Call, Refusal, Wire, dumps, encode, parse_object
 
 DEFAULT_OPENAI_KEY = "sandbox-openai-key"
@@ -28,7 +28,10 @@ CLIENT_MAX_SIZE = 64 * 2**20
 
 _PUBLISHERS = "v1{beta:(beta1)?}/projects/{project}/locations/{location}/publishers"
 GEMINI_MODELS = ("v1/models", "v1beta/models", f"{_PUBLISHERS}/google/models")
-CLAUDE_MODELS = f"/{_PUBLISHERS}/anthropic/models"
+CLAUDE_MODELS: dict[str, type[RawPredict]] = {
+    f"/{_PUBLISHERS.replace('{location}', 'global')}/anthropic/models": RawPredict,
+    f"/{_PUBLISHERS}/anthropic/models": RegionalRawPredict,
+}
 
 OPENAI_PATHS: dict[str, type[OpenAI]] = {
     "/chat/completions": OpenAI,
@@ -93,9 +96,8 @@ def create_app(
             ),
             web.get("/v1beta/models", providers.models),
             *(
-                web.post(
-                    f"{CLAUDE_MODELS}/{{model}}:{action}", providers.serve(RawPredict(google_key))
-                )
+                web.post(f"{models}/{{model}}:{action}", providers.serve(wire(google_key)))
+                for models, wire in CLAUDE_MODELS.items()
                 for action in ("rawPredict", "streamRawPredict")
             ),
             web.post("/v2/chat", providers.serve(Cohere(openai_key))),

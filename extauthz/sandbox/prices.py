@@ -155,6 +155,8 @@ def _published() -> Iterator[Model]:
     name = "claude-haiku-4-5@20251001"
     rate = per_million(input="1", cached="0.10", cache_write_5m="1.25", output="5")
     yield Model("google", name, name, rate, 64_000)
+    rate = per_million(input="1.1", cached="0.11", cache_write_5m="1.375", output="5.5")
+    yield Model("google-region", name, name, rate, 64_000)
 
     # https://cohere.com/pricing
     rate = per_million(input="2.50", output="10")

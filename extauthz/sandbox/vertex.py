@@ -24,3 +24,9 @@ class RawPredict(Anthropic):
         if not body.pop("anthropic_version", None):
             raise Refusal(400, "anthropic_version: Field required")
         return super().parse({**body, "metadata": {"user_id": script.agent}}, prices, script)
+
+
+class RegionalRawPredict(RawPredict):
+    """The same within a region, at its own prices."""
+
+    provider = "google-region"

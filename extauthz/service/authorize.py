@@ -226,7 +226,11 @@ class Authorizer:
         except RequestError as error:
             status = {Reason.BODY_TOO_LARGE: 413, Reason.UNMETERED_ENDPOINT: 403}
             raise Denied(error.reason, status.get(error.reason, 400), error.message) from None
-        verdict.facts = replace(facts, model=_model_of(upstream, facts.model))
+        verdict.facts = replace(
+            facts,
+            model=_model_of(upstream, facts.model),
+            price_contexts=tuple({**one, **upstream.price_context} for one in facts.price_contexts),
+        )
         return True
 
     def _permit(self, agent: Agent, verdict: Verdict) -> None:

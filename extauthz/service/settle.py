@@ -209,7 +209,8 @@ class Settler:
         endpoint = ADAPTERS[upstream.api].endpoint(record.endpoint) if upstream else None
         if upstream is None or endpoint is None:
             return _Reckoned(UNKNOWN_USAGE)
-        report = endpoint.read_usage(call.captured)
+        told = endpoint.read_usage(call.captured)
+        report = replace(told, price_context={**told.price_context, **upstream.price_context})
         priced = self.rules.prices.settled_at(
             record.provider, upstream.price_provider, record.model, report.served_model
         )

@@ -379,7 +379,7 @@ SERVER_SIDE: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     ),
     "mcp servers": lambda: (MESSAGES, message(mcp_servers=[{"type": "url", "url": "http://x"}])),
     "a container": lambda: (MESSAGES, message(container="c")),
-    "a dearer region": lambda: (MESSAGES, message(inference_geo="us")),
+    "a region of no known price": lambda: (MESSAGES, message(inference_geo="eu")),
 }
 
 

@@ -89,10 +89,12 @@ def gemini(sidecar: Sidecar, name: str, **script: Any) -> genai.Client:
     return client
 
 
-def claude(sidecar: Sidecar, name: str, **script: Any) -> anthropic.AnthropicVertex:
+def claude(
+    sidecar: Sidecar, name: str, region: str = "global", **script: Any
+) -> anthropic.AnthropicVertex:
     client = anthropic.AnthropicVertex(
         project_id="my-project",
-        region="global",
+        region=region,
         access_token=key_of(name),
         base_url=f"{sidecar.egress}/vertex/v1",
         default_headers=headers_of(name, script),
@@ -139,6 +141,7 @@ def test_geminis_answer_is_settled_at_the_providers_own_bill(
     else:
         assert models.generate_content(**given).candidates
     endpoint = "stream_generate_content" if streams else "generate_content"
+    endpoint += "_in_region"  # (where this older model costs no more)
     assert_spent_is_the_bill(sidecar, bot, endpoint)
 
 
@@ -152,6 +155,19 @@ def test_claudes_answer_is_settled_at_the_providers_own_bill(
     if streams:
         assert list(answer)
     assert_spent_is_the_bill(sidecar, bot, "stream_raw_predict" if streams else "raw_predict")
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_within_a_region_claude_costs_a_tenth_more(
+    sidecar: Sidecar, bot: str, streams: bool
+) -> None:
+    client = claude(sidecar, bot, "us-east5", output_tokens=5000)
+    answer = client.messages.create(model=HAIKU, messages=HELLO, max_tokens=50, stream=streams)
+    if streams:
+        assert list(answer)
+    endpoint = "stream_raw_predict_in_region" if streams else "raw_predict_in_region"
+    assert_spent_is_the_bill(sidecar, bot, endpoint)
+    assert settled(sidecar, bot)["spent_usd"] > "0.000275"  # 50 tokens of output alone
 
 
 @pytest.mark.parametrize("status", [400, 429, 500])
@@ -177,7 +193,7 @@ def test_hanging_up_in_the_middle_saves_nothing(sidecar: Sidecar, bot: str) -> N
 @pytest.mark.parametrize(
     "path",
     [
-        f"locations/us-east5/publishers/anthropic/models/{HAIKU}:rawPredict",
+        f"locations/us-east5/publishers/anthropic/models/{HAIKU}:predict",
         f"locations/global/publishers/google/models/{FLASH}:predict",
         "locations/global/publishers/mistralai/models/mistral-large:rawPredict",
         "locations/global/endpoints/1:generateContent",

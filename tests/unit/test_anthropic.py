@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import (
+    REGIONAL,
     CapturedResponse,
     Metering,
     Refusal,
@@ -92,7 +93,7 @@ def test_a_cap_of_another_type_is_refused(value):
         {"context_management": {"edits": {"type": "clear_thinking_20251015"}}},
         {"context_management": {"edits": ["PlantedSecret"]}},
         {"context_management": "PlantedSecret"},
-        {"inference_geo": "us"},
+        {"inference_geo": "eu"},
         {"inference_geo": 5},
         {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
         {"tools": [{"type": "web_fetch_20250910"}]},
@@ -308,12 +309,23 @@ def test_a_stream_whose_last_delta_does_not_tell_its_output_is_a_lower_bound(del
         {"iterations": [{"type": "message"}, {"type": "compaction", "input_tokens": 180000}]},
         {"iterations": [{"type": "fallback_message", "model": "claude-opus-4-1"}]},
         {"iterations": ["?"]},
-        {"inference_geo": "us"},
+        {"inference_geo": "eu"},
     ],
 )
 def test_what_is_billed_beside_the_root_counts_makes_them_a_lower_bound(told):
     assert read({**DOCUMENTED, **told}).exactness is Exactness.LOWER_BOUND
     assert read({"output_tokens": 3, **told}, START).exactness is Exactness.LOWER_BOUND
+
+
+def test_a_region_has_its_own_price_in_the_estimate_and_in_what_is_told():
+    assert facts(inference_geo="us").price_contexts == (REGIONAL,)
+    assert facts(inference_geo="us", speed="fast").price_contexts == (
+        REGIONAL,
+        {"speed": "fast", **REGIONAL},
+    )
+    report = read({**DOCUMENTED, "inference_geo": "us"})
+    assert report.exactness is Exactness.EXACT
+    assert report.price_context == {"speed": "standard", **REGIONAL}
 
 
 def test_iterations_of_the_message_alone_are_in_the_root_counts():

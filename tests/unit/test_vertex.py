@@ -5,7 +5,7 @@ import json
 import pytest
 
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import Request, RequestError
+from extauthz.providers.base import REGIONAL, CapturedResponse, Request, RequestError
 
 VERTEX = ADAPTERS["vertex"]
 PLACE = "/v1/projects/my-project/locations"
@@ -16,7 +16,9 @@ MESSAGE = {"anthropic_version": "vertex-2023-10-16", "max_tokens": 9, "messages"
 @pytest.mark.parametrize(
     ("path", "endpoint"),
     [
-        (f"{PLACE}/us-central1/publishers/google/models/m:generateContent", "generate_content"),
+        (f"{PLACE}/global/publishers/google/models/m:generateContent", "generate_content"),
+        (f"{PLACE}/us-central1/publishers/google/models/m:generateContent",
+         "generate_content_in_region"),
         (
             "/v1beta1/projects/p/locations/global/publishers/google/models/m:streamGenerateContent",
             "stream_generate_content",
@@ -26,7 +28,11 @@ MESSAGE = {"anthropic_version": "vertex-2023-10-16", "max_tokens": 9, "messages"
          "stream_raw_predict"),
         (f"{PLACE}/global/publishers/anthropic/models/count-tokens:rawPredict",
          "count_message_tokens"),
-        (f"{PLACE}/us-east5/publishers/anthropic/models/{HAIKU}:rawPredict", None),
+        (f"{PLACE}/us-east5/publishers/anthropic/models/{HAIKU}:rawPredict",
+         "raw_predict_in_region"),
+        (f"{PLACE}/eu/publishers/anthropic/models/{HAIKU}:streamRawPredict",
+         "stream_raw_predict_in_region"),
+        (f"{PLACE}/us-east5/../global/publishers/anthropic/models/{HAIKU}:rawPredict", None),
         (f"{PLACE}/global/publishers/meta/models/llama:rawPredict", None),
         (f"{PLACE}/global/publishers/google/models/m:predict", None),
         (f"{PLACE}/global/endpoints/1:generateContent", None),
@@ -58,3 +64,13 @@ def test_a_message_that_is_not_what_its_path_says_is_refused(fields):
     body = json.dumps({**MESSAGE, **fields}).encode()
     with pytest.raises(RequestError):
         VERTEX.read_request("raw_predict", Request(body, HAIKU))
+
+
+def test_within_a_region_the_estimate_and_the_bill_are_regional():
+    body = json.dumps(MESSAGE).encode()
+    facts = VERTEX.read_request("raw_predict_in_region", Request(body, HAIKU))
+    endpoint = VERTEX.endpoint("raw_predict_in_region")
+    assert endpoint is not None
+    report = endpoint.read_usage(CapturedResponse(usage='{"input_tokens":1,"output_tokens":1}'))
+    assert facts.price_contexts == (REGIONAL,)
+    assert report.price_context == REGIONAL

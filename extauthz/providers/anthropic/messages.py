@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extauthz.providers.base import (
+    REGIONAL,
     CapturedResponse,
     Request,
     RequestError,
@@ -51,6 +52,9 @@ _PARAMETERS = frozenset((
 _TEXT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
 _MEDIA_BLOCKS = ("image", "document", "search_result")
 _HOME_GEO = (None, "global", "not_available")
+_REGION_GEO = "us"
+"""https://platform.claude.com/docs/en/manage-claude/data-residency has no other region."""
+
 _CACHE_MARK = b"cache_control"
 
 
@@ -75,6 +79,8 @@ def facts_of(
     media = _has_media(document)
     cap = read_count(document, "max_tokens", _TOKENS_MAX)
     premium = _premium(document)
+    place = REGIONAL if document.get("inference_geo") == _REGION_GEO else {}
+    contexts = ({}, premium) if premium else ({},)
     return RequestFacts(
         model=model,
         stream=stream,
@@ -85,7 +91,7 @@ def facts_of(
         # The word may stand there in an escaped spelling; then assume it does.
         cache_writes=_CACHE_MARK in body or b"\\u" in body,
         media=media,
-        price_contexts=({}, premium) if premium else ({},),
+        price_contexts=tuple({**context, **place} for context in contexts),
         premium=premium,
         cap_slot=cap_slot(body, "max_tokens", stands="max_tokens" in document),
         # Below `max_tokens`: https://docs.claude.com/en/docs/build-with-claude/extended-thinking
@@ -114,7 +120,10 @@ def read_usage(captured: CapturedResponse) -> UsageReport:
         Exactness.EXACT if exact and _is_all_told(usage) else Exactness.LOWER_BOUND,
         amounts,
         decode_string(captured.model),
-        {"speed": speed} if isinstance(speed, str) else {},
+        {
+            **({"speed": speed} if isinstance(speed, str) else {}),
+            **(REGIONAL if usage.get("inference_geo") == _REGION_GEO else {}),
+        },
     )
 
 
@@ -132,10 +141,10 @@ def _refuse_unmetered(document: dict[str, Any], known: frozenset[str]) -> None:
             "'context_management' edits other than 'clear_…' sample more than 'max_tokens' says "
             "and cannot be metered: send the call without them",
         )
-    if document.get("inference_geo") not in (None, "global"):
+    if document.get("inference_geo") not in (None, "global", _REGION_GEO):
         raise RequestError(
             Reason.UNMETERED_ENDPOINT,
-            "'inference_geo' other than 'global' bills at a rate that is not priced yet",
+            "'inference_geo' other than 'global' and 'us' bills at a rate that is not known",
         )
 
 
@@ -197,14 +206,15 @@ def _cache_parts(amounts: Mapping[str, int]) -> int:
 def _is_all_told(usage: Mapping[str, Any]) -> bool:
     """Whether the root-level counts are the whole bill.
 
-    Compaction and fallbacks are told in `iterations` only; another region costs more.
+    Compaction and fallbacks are told in `iterations` only; what another region costs is not known.
     """
     iterations = usage.get("iterations")
     kinds = [
         entry.get("type") if isinstance(entry, dict) else None
         for entry in (iterations if isinstance(iterations, list) else ())
     ]
-    return usage.get("inference_geo") in _HOME_GEO and all(kind == "message" for kind in kinds)
+    is_priced = usage.get("inference_geo") in (*_HOME_GEO, _REGION_GEO)
+    return is_priced and all(kind == "message" for kind in kinds)
 
 
 def _has_media(document: dict[str, Any]) -> bool:

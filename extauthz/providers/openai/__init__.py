@@ -1,5 +1,7 @@
 """`api: openai`."""
 
+import re
+
 from extauthz.providers.base import Adapter
 from extauthz.providers.openai.dialect import Dialect
 from extauthz.providers.openai.endpoints import billed_endpoint, models, moderations
@@ -21,4 +23,6 @@ OPENAI = Adapter(
         models("/v1"),
     ),
     refusal_body=refusal_body,
+    # https://developers.openai.com/api/docs/guides/data-residency
+    regional_upstream=re.compile(r"https://[a-z]{2}\.api\.openai\.com(/|:|$)"),
 )

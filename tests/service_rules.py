@@ -60,6 +60,7 @@ def rules(who: Agent) -> Rules:
             upstreams={
                 "openai": Upstream("openai", "openai", "openai"),
                 "anthropic": Upstream("anthropic", "anthropic", "anthropic"),
+                "router": Upstream("router", "openrouter", "openrouter"),
                 "azure": Upstream("azure", "azure", "azure", deployments={"mine": "small"}),
                 "open": Upstream(
                     "open",
@@ -80,7 +81,7 @@ def rules(who: Agent) -> Rules:
         PriceBook(
             [
                 OwnPrice(provider, model, Decimal(0), PRICE)
-                for provider in ("openai", "anthropic", "azure", "open")
+                for provider in ("openai", "anthropic", "azure", "open", "router")
                 for model in ("small", "large")
             ]
         ),

@@ -1,10 +1,10 @@
 """Prices, the most a call can cost, and what it did cost."""
 
 from extauthz.pricing.bill import BillLine, total_nanousd
+from extauthz.pricing.estimate import Estimate, RateLimits, estimate_of, rate_limits
 from extauthz.pricing.price_book import (
     CONFIG_PRICE,
     PRICE_LIST_VERSION,
-    Estimate,
     OwnPrice,
     PriceBook,
     PricedModel,
@@ -18,5 +18,8 @@ __all__ = [
     "OwnPrice",
     "PriceBook",
     "PricedModel",
+    "RateLimits",
+    "estimate_of",
+    "rate_limits",
     "total_nanousd",
 ]

@@ -16,9 +16,9 @@ from importlib.metadata import version
 from genai_prices import Usage, data_snapshot, types
 from genai_prices.data_units import unit_data
 
-from extauthz.ledger import RATE_TOKENS, Slope
 from extauthz.money import ceil_nanousd
 from extauthz.pricing.bill import BillLine, bill_of
+from extauthz.pricing.estimate import Bound, Estimate, estimate_of
 from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, context_window_max, output_tokens_max
 from extauthz.pricing.regions import in_region
 from extauthz.providers.base import RequestFacts
@@ -32,8 +32,6 @@ _MODELS_REMEMBERED = 4096
 _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
     kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
 )
-
-_NOTHING = Slope(0, 0)
 
 _DEARER = frozenset((("service_tier", "priority"), ("service_tier", "fast"), ("speed", "fast")))
 """Ways to be served that cost more than the standard one, wherever they are sold."""
@@ -66,32 +64,6 @@ class OwnPrice:
     context_window: int | None = None
     max_output_tokens: int | None = None
     fallback: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The most that a call can cost and use.
-
-    Attributes:
-        nanousd: the cost, rounded up once.
-        input_tokens: of the request.
-        output_tokens: of all answers.
-        cap: the output tokens of one answer that the others reckon with.
-        nanousd_under: the cost under a lower cap, rounded up where it has to be.
-        tokens_under: the tokens under a lower cap.
-    """
-
-    nanousd: int
-    input_tokens: int
-    output_tokens: int
-    cap: int = 0
-    nanousd_under: Slope = _NOTHING
-    tokens_under: Slope = _NOTHING
-
-    @property
-    def tokens(self) -> int:
-        """Input and output together."""
-        return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,30 +104,18 @@ class PricedModel:
         `default_output_tokens` bounds a call that names no cap; the caller must then write it into
         the request as its cap.
         """
+        return estimate_of([self.bound(facts, at_ms, default_output_tokens)], facts)
+
+    def bound(self, facts: RequestFacts, at_ms: int, default_output_tokens: int | None) -> Bound:
+        """What bounds a call where this model answers."""
         input_tokens = facts.input_tokens_max
         if input_tokens is None:
             input_tokens = self.context_window or TOKENS_MAX_UNKNOWN
         cap = facts.output_tokens_cap
         if cap is None:
             cap = default_output_tokens or self.output_tokens_max
-        output_tokens = cap * facts.answers + facts.extra_output_tokens
-        dearest = [
-            _dearest(self._prices(at_ms, context), facts, input_tokens)
-            for context in facts.price_contexts
-        ]
-        usd = max(fixed + output * output_tokens for fixed, output in dearest)
-        fixed, output = map(max, zip(*dearest, strict=True))
-        return Estimate(
-            ceil_nanousd(usd),
-            input_tokens,
-            output_tokens,
-            cap,
-            Slope(
-                ceil_nanousd(fixed + output * facts.extra_output_tokens),
-                ceil_nanousd(output * facts.answers * RATE_TOKENS),
-            ),
-            Slope(input_tokens + facts.extra_output_tokens, facts.answers * RATE_TOKENS),
-        )
+        prices = tuple(self._prices(at_ms, context) for context in facts.price_contexts)
+        return Bound(input_tokens, cap, prices)
 
     def cost(self, report: UsageReport, at_ms: int) -> int:
         """What the usage cost, in nano-USD, rounded up once.
@@ -297,48 +257,3 @@ def _prices_kind(prices: types.ModelPrice, kind: str) -> bool:
     if kind == "web_searches" and vars(prices).get("requests_kcount") is not None:
         return True  # sold by the call, however often it searches
     return vars(prices).get(unit_data[kind]["price_key"]) is not None
-
-
-def _counted(price: types.ModelPrice, facts: RequestFacts) -> Decimal:
-    """What the request tells exactly, at its rate."""
-    total = Decimal(0)
-    for kind, count in facts.counted.items():
-        rate = vars(price)[unit_data[kind]["price_key"]]
-        total += _top_tier(rate, count) * count / unit_data[kind]["per"]
-    return total
-
-
-def _dearest(
-    price: types.ModelPrice, facts: RequestFacts, input_tokens: int
-) -> tuple[Decimal, Decimal]:
-    """The dearest way to be billed at these prices, in USD: but for the output, and a token of it.
-
-    A price that goes by length goes by that of the input.
-    """
-    into, out, fixed = Decimal(0), Decimal(0), Decimal(0)
-    for key, value in vars(price).items():
-        if value is None:
-            continue
-        rate = _top_tier(value, input_tokens)
-        if key == "requests_kcount":
-            fixed = rate / 1000
-        elif not key.endswith("_mtok") or not _reachable(key, facts):
-            continue
-        elif "output" in key:
-            out = max(out, rate)
-        else:
-            into = max(into, rate)
-    return fixed + _counted(price, facts) + into * input_tokens / 1_000_000, out / 1_000_000
-
-
-def _top_tier(value: Decimal | types.TieredPrices, input_tokens: int) -> Decimal:
-    if isinstance(value, Decimal):
-        return value
-    reached = [tier.price for tier in value.tiers if input_tokens > tier.start]
-    return max([value.base, *reached])
-
-
-def _reachable(key: str, facts: RequestFacts) -> bool:
-    if any(kind in key for kind in ("audio", "image", "video")):
-        return facts.media
-    return facts.cache_writes or "cache_write" not in key

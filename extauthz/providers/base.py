@@ -35,16 +35,16 @@ class Edit(NamedTuple):
 
 
 class CapSlot(NamedTuple):
-    """Where an output cap can be written into the body; the number goes between the two texts."""
+    """Where a cap can be written into the body; its JSON goes between the two texts."""
 
     offset: int
     dropped: int
     before: str
     after: str
 
-    def edit(self, output_tokens: int) -> Edit:
+    def edit(self, cap: int | str) -> Edit:
         """The edit that writes this cap."""
-        return Edit(self.offset, self.dropped, f"{self.before}{output_tokens}{self.after}")
+        return Edit(self.offset, self.dropped, f"{self.before}{cap}{self.after}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,11 @@ class RequestFacts:
         thinking_tokens: of the output, what the client lets the model think: a cap below that is
             of no use.
         bills: the price kinds, in the keys of genai-prices, without which the call is unpriced.
+        input_readings: how often the input can be billed: once for each round in which the
+            provider itself runs a tool.
+        fallback_models: what else may answer, at the client's word.
+        price_slot: where the highest price per million tokens can be written, at which the
+            provider then lets nobody dearer answer.
         counted: usage that the request itself tells exactly, such as the characters to be spoken;
             the response need not repeat it.
     """
@@ -103,6 +108,9 @@ class RequestFacts:
     cap_slot: CapSlot | None = None
     thinking_tokens: int = 0
     bills: tuple[str, ...] = ("input_mtok", "output_mtok")
+    input_readings: int = 1
+    fallback_models: tuple[str, ...] = ()
+    price_slot: CapSlot | None = None
     counted: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from extauthz.providers.base import Adapter
+from extauthz.providers.openai import routing
 from extauthz.providers.openai.dialect import Dialect
 from extauthz.providers.openai.endpoints import billed_endpoint, models
 from extauthz.providers.openai.refusals import refusal_body
@@ -85,6 +86,7 @@ _TABLE = {
         Dialect(
             price_provider="x-ai",
             usage_shape=("x-ai", "chat"),
+            tells_cost=True,
             unbounded_models=re.compile("deep-?search|multi-agent"),
         )
     ),
@@ -108,18 +110,19 @@ _TABLE = {
         ),
         ("chat", "completions", "embeddings"),
     ),
-    # A router: which provider of a model answers, and at which price, it decides itself; what it
-    # charges is in `usage.cost`. `openrouter/…` are its own choices among models, `:online`
-    # searches, `:nitro` and `:exacto` go to dearer providers.
+    # A router: which provider of a model answers, and of which model of a list, it decides itself,
+    # within a highest price; what it charges is in `usage.cost`. `openrouter/…` are its own choices
+    # among all models, `:online` searches.
     # https://openrouter.ai/docs/api-reference/overview
     "openrouter": _Server(
         Dialect(
             price_provider="openrouter",
             usage_shape=("openrouter", "chat"),
             cap_fields=_OLDER_CAP_FIRST,
-            parameters=_SAMPLING | {"include_reasoning", "top_a", "usage"},
+            parameters=_SAMPLING | {"include_reasoning", "top_a", "usage"} | routing.PARAMETERS,
             unbounded_models=re.compile("^openrouter/|:online|:nitro|:exacto|deep-research|sonar"),
             tells_cost=True,
+            routes=True,
         )
     ),
     # Every call of a `sonar` searches, for a price by the call; deep research searches as often as

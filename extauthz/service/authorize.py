@@ -27,14 +27,20 @@ from extauthz.ledger import (
 )
 from extauthz.money import AMOUNT_MAX
 from extauthz.policies import FIXED_PRICE, Agent, FixedPrice, Line, Policies, Upstream
-from extauthz.pricing import CONFIG_PRICE, Estimate, PricedModel
+from extauthz.pricing import CONFIG_PRICE, Estimate, PricedModel, estimate_of, rate_limits
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Edit, Metering, Request, RequestError, RequestFacts, Route
 from extauthz.providers.client_headers import refuse_headers
 from extauthz.providers.strict_json import must_be_plain
 from extauthz.reasons import Decision, Reason
 from extauthz.service.call_record import CallRecord, HeldPart
-from extauthz.service.capping import cap_range, default_cap, edits_with, written_cap
+from extauthz.service.capping import (
+    cap_range,
+    default_cap,
+    edits_with,
+    with_price_limit,
+    written_cap,
+)
 from extauthz.service.lines import blocking, lines_of, shadow_denies, under_cap, with_limits
 from extauthz.service.outgoing import with_outgoing
 from extauthz.service.rules import Clock, Rules
@@ -79,6 +85,8 @@ class Verdict:
     endpoint: str = ""
     """the name of one of the API's endpoints"""
     facts: RequestFacts | None = None
+    names: tuple[str, ...] = ()
+    """every name that the model, or one that may answer in its place, goes by"""
     priced: PricedModel | None = None
     estimate: Estimate | None = None
     edits: tuple[Edit, ...] = ()
@@ -238,33 +246,46 @@ class Authorizer:
         facts, upstream = verdict.facts, verdict.upstream
         assert facts is not None
         assert upstream is not None
-        if not agent.allows(facts.model):
+        if not all(agent.allows(model) for model in (facts.model, *facts.fallback_models)):
             raise Denied(
                 Reason.MODEL_NOT_ALLOWED,
                 403,
                 f"agent '{agent.name}' may not use this model: its models are "
                 f"{', '.join(agent.models_allowed)}",
             )
+        verdict.names = (facts.model,)
         if verdict.estimate is not None:  # of a fixed price
             return
-        priced = self.rules.prices.find(upstream.name, upstream.price_provider, facts.model)
+        each = [
+            self._priced(upstream, facts, model, verdict.at_ms)
+            for model in (facts.model, *facts.fallback_models)
+        ]
+        verdict.names = (facts.model, *facts.fallback_models, *(one.info.id for one in each))
+        verdict.default_cap = default_cap(agent.output_caps, facts, verdict.names)
+        verdict.priced = each[0]
+        bounds = [one.bound(facts, verdict.at_ms, verdict.default_cap) for one in each]
+        verdict.estimate = estimate_of(bounds, facts)
+        verdict.facts = with_price_limit(facts, rate_limits(bounds))
+
+    def _priced(
+        self, upstream: Upstream, facts: RequestFacts, model: str, at_ms: int
+    ) -> PricedModel:
+        """The price of one of the models that may answer."""
+        priced = self.rules.prices.find(upstream.name, upstream.price_provider, model)
         if priced is None:
             raise Denied(
                 Reason.UNPRICED_MODEL,
                 403,
                 "this model has no known price, so it is not allowed: add it under 'prices'",
             )
-        if not priced.covers(facts, verdict.at_ms):
+        if not priced.covers(facts, at_ms):
             raise Denied(
                 Reason.UNPRICED_MODEL,
                 403,
-                "what this call asks for (audio, or to be served faster) has no known price for "
-                "this model, so it is not allowed: send the call without it",
+                "what this call asks for (audio, a search, or to be served faster) has no known "
+                "price for this model, so it is not allowed: send the call without it",
             )
-        names = (facts.model, priced.info.id)
-        verdict.default_cap = default_cap(agent.output_caps, facts, names)
-        verdict.priced = priced
-        verdict.estimate = priced.estimate(facts, verdict.at_ms, verdict.default_cap)
+        return priced
 
     async def _reserve(self, call: CallAttributes, agent: Agent, verdict: Verdict) -> None:
         """Phase 5: hold it on every budget at once; wait a little for room that is only held."""
@@ -300,11 +321,11 @@ class Authorizer:
     def _command(
         self, policies: Policies, agent: Agent, verdict: Verdict, at_ms: int
     ) -> tuple[Reserve, tuple[Line, ...], CallRecord]:
-        facts, priced, estimate = verdict.facts, verdict.priced, verdict.estimate
+        facts, estimate = verdict.facts, verdict.estimate
         assert facts is not None
         assert estimate is not None
         assert verdict.upstream is not None
-        names = (facts.model, priced.info.id) if priced else (facts.model,)
+        names = verdict.names
         budgets = policies.budgets_for(agent, verdict.key_hash, verdict.upstream.name, names)
         if not any(budget.scope.covers and not budget.shadow for budget in budgets):
             raise Denied(

@@ -5,10 +5,11 @@ known. What is written into the body is one number, and never more than the clie
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from extauthz.ledger import SHARE_WHOLE, CapRange
 from extauthz.policies import Agent, Budget, OutputCaps
-from extauthz.pricing import Estimate
+from extauthz.pricing import Estimate, RateLimits
 from extauthz.providers.base import Edit, RequestFacts
 
 
@@ -53,10 +54,18 @@ def written_cap(
     return None if facts.cap_slot is None else default
 
 
+def with_price_limit(facts: RequestFacts, limits: RateLimits) -> RequestFacts:
+    """Write the rates that were reckoned with, where the provider takes them as its highest."""
+    if facts.price_slot is None:
+        return facts
+    highest = f'{{"prompt":{limits.input:f},"completion":{limits.output:f},"request":0}}'
+    return replace(facts, edits=(*facts.edits, facts.price_slot.edit(highest)))
+
+
 def edits_with(facts: RequestFacts, cap: int | None) -> tuple[Edit, ...]:
     """Every edit of the body, in order."""
-    if cap is None:
-        return facts.edits
-    assert facts.cap_slot is not None, "a call without a slot is not capped"
-    edits = (*facts.edits, facts.cap_slot.edit(cap))
+    edits = facts.edits
+    if cap is not None:
+        assert facts.cap_slot is not None, "a call without a slot is not capped"
+        edits = (*edits, facts.cap_slot.edit(cap))
     return tuple(sorted(edits, key=lambda edit: edit.offset))

@@ -1,6 +1,7 @@
 """Check's phases: each refuses for its own reason, in order, and nothing is let through unheld."""
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,22 @@ async def test_a_call_that_fits_is_let_through_and_its_most_is_held():
     assert desk.authorizer.open_calls == {"r-1": verdict.record}
 
 
+async def test_a_call_with_fallbacks_counts_on_the_budgets_of_every_model_that_may_answer():
+    large = replace(DAY, model="large", explicit_id="large", limit=2 * DOLLAR)
+    desk = Desk.of(agent(DAY, large))
+    fallback = {"models": ["large"]}
+
+    assert (await decide(desk, call(2, provider="router"))).decision is Decision.ALLOW
+    refused = await decide(desk, call(3, provider="router", sent=fallback))
+    let_through = await decide(desk, call(2, provider="router", sent=fallback))
+
+    assert refused.reason is Reason.REQUEST_TOO_LARGE
+    assert let_through.decision is Decision.ALLOW
+    assert [line.hold.amount for line in let_through.lines] == [2 * DOLLAR] * 2
+    limits = {"prompt": 0, "completion": 1_000_000, "request": 0}
+    assert json.dumps(limits, separators=(",", ":")) in let_through.edits[0].text
+
+
 @pytest.mark.parametrize(
     ("who", "attributes", "status", "reason"),
     [
@@ -86,6 +103,18 @@ async def test_a_call_that_fits_is_let_through_and_its_most_is_held():
         (agent(DAY), call(sent={"models": ["x"]}), 403, Reason.UNMETERED_ENDPOINT),
         (agent(DAY, models_allowed=("large*",)), call(), 403, Reason.MODEL_NOT_ALLOWED),
         (agent(DAY), call(sent={"model": "unheard-of"}), 403, Reason.UNPRICED_MODEL),
+        (
+            agent(DAY),
+            call(provider="router", sent={"models": ["unheard-of"]}),
+            403,
+            Reason.UNPRICED_MODEL,
+        ),
+        (
+            agent(DAY, models_allowed=("small",)),
+            call(provider="router", sent={"models": ["large"]}),
+            403,
+            Reason.MODEL_NOT_ALLOWED,
+        ),
         (agent(DAY), call(sent={"service_tier": "priority"}), 403, Reason.UNPRICED_MODEL),
         (
             agent(DAY),

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from genai_prices import data_snapshot
 
-from extauthz.pricing import OwnPrice, PriceBook
+from extauthz.pricing import OwnPrice, PriceBook, RateLimits, estimate_of, rate_limits
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import CapturedResponse, Request, RequestError, RequestFacts
 from extauthz.providers.compatible import COMPATIBLE
 from extauthz.providers.openai.usage import told_cost_usd
 from extauthz.reasons import Reason
+from extauthz.service.capping import with_price_limit
 from extauthz.usage import Exactness, UsageReport
 
 NOW = 1_790_000_000_000
@@ -72,9 +73,13 @@ def test_only_who_knows_stream_options_is_asked_for_usage(api, asked):
 @pytest.mark.parametrize(
     ("api", "fields"),
     [
-        ("openrouter", {"models": ["a", "b"]}),
-        ("openrouter", {"route": "fallback"}),
-        ("openrouter", {"provider": {"order": ["x"]}}),
+        ("openrouter", {"models": ["a", "openrouter/auto"]}),
+        ("openrouter", {"models": ["a", "b:online"]}),
+        ("openrouter", {"models": ["a"] * 17}),
+        ("openrouter", {"route": "sort"}),
+        ("openrouter", {"provider": {"order": ["x"], "max_price": {"prompt": 0}}}),
+        ("openrouter", {"provider": {"an_unheard_of": "preference"}}),
+        ("groq", {"models": ["a"]}),
         ("openrouter", {"plugins": [{"id": "web"}]}),
         ("openrouter", {"model": "openrouter/auto"}),
         ("openrouter", {"model": "openai/gpt-4o:online"}),
@@ -94,6 +99,73 @@ def test_what_the_server_may_choose_by_itself_is_refused(api, fields):
     with pytest.raises(RequestError) as caught:
         read(api, **fields)
     assert caught.value.reason is Reason.UNMETERED_ENDPOINT
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"models": ["b", "c"]}, ("m", "b", "c")),
+        ({"models": ["b", "m", "b"], "route": "fallback"}, ("m", "b")),
+        ({"model": None, "models": ["b", "c"]}, ("b", "c")),
+        ({"models": None}, ("m",)),
+    ],
+)
+def test_every_model_that_a_router_may_fall_back_to_is_known(fields, names):
+    facts = read("openrouter", **fields)
+    assert (facts.model, *facts.fallback_models) == names
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"model": None}, {"model": None, "models": []}, {"models": [5]}, {"models": "b"},
+     {"provider": "x"}],
+)  # fmt: skip
+def test_a_router_is_told_a_model(fields):
+    with pytest.raises(RequestError) as caught:
+        read("openrouter", **fields)
+    assert caught.value.reason is Reason.UNPARSEABLE_BODY
+
+
+@pytest.mark.parametrize(
+    "provider", [{}, None, {"order": ["x"], "allow_fallbacks": False}, "left out"], ids=str
+)
+def test_a_router_is_told_the_highest_price_beside_what_the_client_prefers(provider):
+    body = {"model": "m", "messages": [], "stream": True}
+    body |= {} if provider == "left out" else {"provider": provider}
+    text = json.dumps(body).encode()
+    facts = ADAPTERS["openrouter"].read_request("chat", Request(text))
+    limited = with_price_limit(facts, RateLimits(Decimal("0.15"), Decimal("0.60")))
+
+    for edit in sorted(limited.edits, key=lambda each: -each.offset):
+        text = text[: edit.offset] + edit.text.encode() + text[edit.offset + edit.dropped :]
+
+    limit = {"max_price": {"prompt": 0.15, "completion": 0.6, "request": 0}}
+    kept = provider if isinstance(provider, dict) else {}
+    options = {"stream_options": {"include_usage": True}}
+    assert json.loads(text) == {**body, "provider": {**kept, **limit}, **options}
+
+
+def test_whoever_answers_within_the_limits_costs_no_more_than_the_estimate():
+    """Each of two models may be had at the input price of the one and the output price of both."""
+    prices = [
+        OwnPrice("p", "a", Decimal(1), Decimal(10)),
+        OwnPrice("p", "b", Decimal(5), Decimal(2)),
+    ]
+    book = PriceBook(prices)
+    facts = read("openrouter", model="a", models=["b"], max_tokens=1000)
+    each = [book.find("p", "openrouter", name) for name in ("a", "b")]
+    bounds = [one.bound(facts, NOW, None) for one in each if one]
+    assert rate_limits(bounds) == (Decimal(5), Decimal(10))
+    estimate = estimate_of(bounds, facts)
+    assert estimate.nanousd == estimate.input_tokens * 5_000 + 1000 * 10_000
+    assert estimate.nanousd_under.at(500) == estimate.input_tokens * 5_000 + 500 * 10_000
+
+
+def test_a_cache_that_lasts_an_hour_is_reckoned_at_twice_the_input():
+    """A router's list has no price for it."""
+    mark = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    marked = read("openrouter", messages=[{"role": "user", "content": [mark]}])
+    assert (marked.input_readings, read("openrouter").input_readings) == (2, 1)
 
 
 def test_reasoning_that_a_server_leaves_out_of_its_completion_tokens_is_billed():
@@ -116,6 +188,10 @@ def test_reasoning_that_a_server_leaves_out_of_its_completion_tokens_is_billed()
         ({"cost": 0.1, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.2}}, "0.3"),
         ({"cost": 0.1, "is_byok": False, "cost_details": {"upstream_inference_cost": 9}}, "0.1"),
         ({"cost": {"total_cost": 0.006}}, Decimal("0.006")),
+        ({"cost_in_usd_ticks": 37_756_000}, Decimal("0.0037756")),
+        ({"cost_in_usd_ticks": 1.5}, None),
+        ({"cost_in_usd_ticks": -1}, None),
+        ({"cost_in_usd_ticks": 10**17}, None),
         ({"cost": "0.1"}, None),
         ({"cost": -1}, None),
         ({"cost": True}, None),
@@ -134,6 +210,13 @@ def test_the_larger_of_the_told_cost_and_the_list_price_is_charged(cost, nanousd
     assert priced is not None
     told = report("openrouter", {**USAGE, "cost": cost})
     assert priced.cost(told, NOW) == nanousd
+
+
+def test_what_xai_says_that_it_charges_is_charged_where_it_is_more():
+    priced = PriceBook([OwnPrice("p", "m", Decimal(1), Decimal(1))]).find("p", "x-ai", "m")
+    assert priced is not None
+    assert priced.cost(report("xai", {**USAGE, "cost_in_usd_ticks": 5_000_000}), NOW) == 500_000
+    assert priced.cost(report("xai", {**USAGE, "cost_in_usd_ticks": 5}), NOW) == 120_000
 
 
 def test_only_a_provider_that_tells_its_cost_is_believed_about_it():

@@ -17,6 +17,7 @@ from extauthz.providers.base import (
     RequestError,
     RequestFacts,
 )
+from extauthz.providers.openai import routing
 from extauthz.providers.openai.dialect import CAP_FIELDS, Dialect, refuse_unknown
 from extauthz.providers.openai.tiers import premium, price_contexts
 from extauthz.providers.openai.usage import PREAMBLE_TOKENS, TOKENS_MAX, told_usage
@@ -56,7 +57,10 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     """The facts of a chat completion."""
     body = request.body
     document = parse_object(body)
-    model = request.path_model or read_string(document, "model")
+    if dialect.routes:
+        model, *fallbacks = routing.read_models(document, dialect)
+    else:
+        model, fallbacks = request.path_model or read_string(document, "model"), []
     stream = read_flag(document, "stream")
     dialect.refuse_unbounded(model)
     refuse_unknown(document, _PARAMETERS | dialect.parameters)
@@ -80,6 +84,9 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         edits=tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else (),
         cap_slot=_cap_slot(document, body, dialect),
         thinking_tokens=_thinking_tokens(document),
+        input_readings=2 if dialect.routes and _writes_for_an_hour(body) else 1,
+        fallback_models=tuple(fallbacks),
+        price_slot=routing.price_slot(document, body) if dialect.routes else None,
     )
 
 
@@ -117,6 +124,15 @@ def _cap_slot(document: dict[str, Any], body: bytes, dialect: Dialect) -> CapSlo
     if len(named) > 1:
         return None
     return slot_of_cap(document, body, (named or dialect.cap_fields)[0])
+
+
+def _writes_for_an_hour(body: bytes) -> bool:
+    """Whether a cache mark may ask for an hour, which a router bills at twice the input price.
+
+    https://openrouter.ai/docs/guides/best-practices/prompt-caching; its list has no price for it.
+    The word may stand there in an escaped spelling; then assume it does.
+    """
+    return b'"ttl"' in body or b"\\u" in body
 
 
 def _thinking_tokens(document: dict[str, Any]) -> int:

@@ -28,7 +28,9 @@ class Dialect:
         parameters: what it takes beyond OpenAI's own and is bounded by what stands in the request.
         tiers: the values of `service_tier` that it knows; "": without any other than the default.
         unbounded_models: models that bill more than tokens, or are chosen by the server.
-        tells_cost: whether `usage.cost` is what it charges, in USD.
+        tells_cost: whether its usage says what it charges (see `usage.told_cost_usd`).
+        routes: whether it chooses among providers of a model, and among models at the client's
+            word, as OpenRouter does.
     """
 
     price_provider: str = "openai"
@@ -39,6 +41,7 @@ class Dialect:
     tiers: frozenset[str] = frozenset()
     unbounded_models: re.Pattern[str] = _SEARCHES
     tells_cost: bool = False
+    routes: bool = False
 
     def refuse_unbounded(self, model: str) -> None:
         """Refuse a model that its tokens do not bound.

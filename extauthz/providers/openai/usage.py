@@ -12,6 +12,8 @@ TOKENS_MAX = 10_000_000
 """Above any cap or count that an honest request or answer names."""
 
 _USD_MAX = 1_000_000
+_TICKS = 10**10
+_TICKS_MAX = _USD_MAX * _TICKS
 
 PREAMBLE_TOKENS = 1024
 """What the provider may add around tools and response formats, beyond the bytes that were sent."""
@@ -53,11 +55,15 @@ def _with_cache_hits(usage: dict[str, Any]) -> dict[str, Any]:
 def told_cost_usd(usage: Mapping[str, Any]) -> Decimal | None:
     """What the provider says that it charges; None: it does not say.
 
+    xAI writes `cost_in_usd_ticks`, 10^10 to the dollar: https://docs.x.ai/developers/cost-tracking.
     OpenRouter writes `cost` in credits, of which one is a US dollar, and with a key of the
     customer's own (`is_byok`) what the model's provider charges beside it; Perplexity writes an
     object with `total_cost`. From https://openrouter.ai/docs/use-cases/usage-accounting and
     https://docs.perplexity.ai/api-reference/chat-completions-post.
     """
+    ticks = usage.get("cost_in_usd_ticks")
+    if ticks is not None:
+        return Decimal(ticks) / _TICKS if type(ticks) is int and 0 <= ticks <= _TICKS_MAX else None
     cost = usage.get("cost")
     if isinstance(cost, Mapping):
         cost = cost.get("total_cost")

@@ -1,0 +1,152 @@
+"""The most that a call can cost, at the prices of whatever may answer it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import NamedTuple
+
+from genai_prices import types
+from genai_prices.data_units import unit_data
+
+from extauthz.ledger import RATE_TOKENS, Slope
+from extauthz.money import ceil_nanousd
+from extauthz.providers.base import RequestFacts
+
+_NOTHING = Slope(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The most that a call can cost and use.
+
+    Attributes:
+        nanousd: the cost, rounded up once.
+        input_tokens: of the request.
+        output_tokens: of all answers.
+        cap: the output tokens of one answer that the others reckon with.
+        nanousd_under: the cost under a lower cap, rounded up where it has to be.
+        tokens_under: the tokens under a lower cap.
+    """
+
+    nanousd: int
+    input_tokens: int
+    output_tokens: int
+    cap: int = 0
+    nanousd_under: Slope = _NOTHING
+    tokens_under: Slope = _NOTHING
+
+    @property
+    def tokens(self) -> int:
+        """Input and output together."""
+        return self.input_tokens + self.output_tokens
+
+
+class Bound(NamedTuple):
+    """What bounds a call where one model answers.
+
+    Attributes:
+        input_tokens: of one reading of the request.
+        cap: the output tokens of one answer.
+        prices: at all that it may be billed at.
+    """
+
+    input_tokens: int
+    cap: int
+    prices: tuple[types.ModelPrice, ...]
+
+
+class RateLimits(NamedTuple):
+    """The highest rates that an estimate reckons with, in USD per million tokens."""
+
+    input: Decimal
+    output: Decimal
+
+
+def estimate_of(bounds: Sequence[Bound], facts: RequestFacts) -> Estimate:
+    """A true upper bound, whichever of several models answers.
+
+    Of several it is a bound rate by rate: who answers may take the input rate of the one and the
+    output rate of another, but none above `rate_limits`.
+    """
+    input_tokens = max(bound.input_tokens for bound in bounds)
+    cap = max(bound.cap for bound in bounds)
+    output_tokens = cap * facts.answers + facts.extra_output_tokens
+    dearest = [_dearest(price, facts, input_tokens) for bound in bounds for price in bound.prices]
+    fixed, output = map(max, zip(*dearest, strict=True))
+    if len(bounds) == 1:
+        usd = max(each_fixed + each * output_tokens for each_fixed, each in dearest)
+    else:
+        usd = fixed + output * output_tokens
+    input_tokens *= facts.input_readings
+    return Estimate(
+        ceil_nanousd(usd),
+        input_tokens,
+        output_tokens,
+        cap,
+        Slope(
+            ceil_nanousd(fixed + output * facts.extra_output_tokens),
+            ceil_nanousd(output * facts.answers * RATE_TOKENS),
+        ),
+        Slope(input_tokens + facts.extra_output_tokens, facts.answers * RATE_TOKENS),
+    )
+
+
+def rate_limits(bounds: Sequence[Bound]) -> RateLimits:
+    """The rates of input and output that an estimate of these bounds holds for."""
+    rates = [
+        (
+            _top_tier(price.input_mtok, bound.input_tokens),
+            _top_tier(price.output_mtok, bound.input_tokens),
+        )
+        for bound in bounds
+        for price in bound.prices
+    ]
+    return RateLimits(*map(max, zip(*rates, strict=True)))
+
+
+def _counted(price: types.ModelPrice, facts: RequestFacts) -> Decimal:
+    """What the request tells exactly, at its rate."""
+    total = Decimal(0)
+    for kind, count in facts.counted.items():
+        rate = vars(price)[unit_data[kind]["price_key"]]
+        total += _top_tier(rate, count) * count / unit_data[kind]["per"]
+    return total
+
+
+def _dearest(
+    price: types.ModelPrice, facts: RequestFacts, input_tokens: int
+) -> tuple[Decimal, Decimal]:
+    """The dearest way to be billed at these prices, in USD: but for the output, and a token of it.
+
+    A price that goes by length goes by that of the input.
+    """
+    into, out, fixed = Decimal(0), Decimal(0), Decimal(0)
+    for key, value in vars(price).items():
+        if value is None:
+            continue
+        rate = _top_tier(value, input_tokens)
+        if key == "requests_kcount":
+            fixed = rate / 1000
+        elif not key.endswith("_mtok") or not _reachable(key, facts):
+            continue
+        elif "output" in key:
+            out = max(out, rate)
+        else:
+            into = max(into, rate)
+    into *= facts.input_readings
+    return fixed + _counted(price, facts) + into * input_tokens / 1_000_000, out / 1_000_000
+
+
+def _top_tier(value: Decimal | types.TieredPrices | None, input_tokens: int) -> Decimal:
+    if value is None:
+        return Decimal(0)
+    if isinstance(value, Decimal):
+        return value
+    reached = [tier.price for tier in value.tiers if input_tokens > tier.start]
+    return max([value.base, *reached])
+
+
+def _reachable(key: str, facts: RequestFacts) -> bool:
+    if any(kind in key for kind in ("audio", "image", "video")):
+        return facts.media
+    return facts.cache_writes or "cache_write" not in key

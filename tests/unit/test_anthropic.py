@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extauthz.pricing import PriceBook
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import (
     REGIONAL,
@@ -22,6 +23,7 @@ from extauthz.usage import Exactness, UsageReport
 ANTHROPIC = ADAPTERS["anthropic"]
 MESSAGES_ENDPOINT = ANTHROPIC.endpoints[0]
 MESSAGES = "/v1/messages"
+NOW = 1_790_000_000_000
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -97,6 +99,9 @@ def test_a_cap_of_another_type_is_refused(value):
         {"inference_geo": 5},
         {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
         {"tools": [{"type": "web_fetch_20250910"}]},
+        {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": None}]},
+        {"tools": [{"type": "web_search_20250305", "max_uses": 1, "allowed_callers": ["x"]}]},
+        {"tools": [{"type": "web_search_20260209", "name": "web_search", "max_uses": 1}]},
         {"tools": [{"type": "code_execution_20250825"}]},
         {"tools": [{"type": "mcp_toolset"}]},
         {"tools": [{"type": "advisor_20260301"}]},
@@ -106,7 +111,7 @@ def test_a_cap_of_another_type_is_refused(value):
         {"tools": [{"type": ["custom"]}]},
         {"tools": ["custom"]},
         {"tools": [None]},
-        {"messages": content({"type": "server_tool_use", "name": "web_search"})},
+        {"messages": content({"type": "code_execution_tool_result", "content": []})},
         {"messages": content({"type": "tool_addition", "tool": {"type": "web_search_20250305"}})},
         {"messages": content({"type": "container_upload", "file_id": "f"})},
         {"messages": content({"type": "compaction", "content": "x"})},
@@ -227,6 +232,51 @@ def test_whatever_stands_in_its_fields_a_request_has_facts_or_a_reason(fields):
         facts(**fields)
     except RequestError as error:
         assert error.reason in Reason  # noqa: PT017
+
+
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
+FETCH = {"type": "web_fetch_20250910", "name": "web_fetch", "max_uses": 9}
+
+
+def test_a_search_is_bounded_by_its_uses_and_ten_readings_of_the_whole_context():
+    given = facts(tools=[SEARCH, FETCH, {"name": "f"}])
+    assert (given.input_readings, given.answers, given.input_tokens_max) == (10, 10, None)
+    assert given.counted == {"web_searches": 3}
+    assert given.cap_slot is not None
+
+    haiku = PriceBook([]).find("anthropic", "anthropic", "claude-haiku-4-5")
+    assert haiku is not None
+    assert haiku.covers(given, NOW)
+    # 1 USD and 5 USD per million tokens, 10 USD a thousand searches; the list's window, rounded up.
+    most = 10 * 210_000 * 1_000 + 10 * given.output_tokens_cap * 5_000 + 3 * 10_000_000
+    assert haiku.estimate(given, NOW, None).nanousd == most
+    told = {
+        "input_tokens": 6039,
+        "output_tokens": 931,
+        "server_tool_use": {"web_search_requests": 3},
+    }
+    assert haiku.cost(read(told), NOW) == 6039 * 1_000 + 931 * 5_000 + 3 * 10_000_000
+
+
+def test_a_model_without_a_price_for_a_search_is_not_covered():
+    given = facts(tools=[SEARCH])
+    for provider, model in (
+        ("anthropic", "claude-3-haiku"),
+        ("google", "claude-haiku-4-5@20251001"),
+    ):
+        priced = PriceBook([]).find(provider, provider, model)
+        assert priced is not None
+        assert not priced.covers(given, NOW)
+
+
+@pytest.mark.parametrize("uses", [0, -1, 1.0, True, "3", 101])
+def test_uses_that_are_no_count_are_refused(uses):
+    assert refused(tools=[{**SEARCH, "max_uses": uses}]) is Reason.UNPARSEABLE_BODY
+
+
+def test_what_an_earlier_search_found_is_held_at_the_whole_context():
+    found = {"type": "web_search_tool_result", "tool_use_id": "t", "content": []}
+    assert facts(messages=content(found)).input_tokens_max is None
 
 
 # The example of the API reference, with the fields that SDK 2.12 knows.

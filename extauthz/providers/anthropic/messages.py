@@ -8,6 +8,11 @@ cumulative, in `message_delta`; cache reads and writes are counted beside `input
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from extauthz.providers.anthropic.server_tools import (
+    RESULT_BLOCKS,
+    is_server_tool,
+    read_server_tools,
+)
 from extauthz.providers.base import (
     REGIONAL,
     CapturedResponse,
@@ -37,8 +42,8 @@ _DEFINED_TOOL_TOKENS = 2048
 """More than a tool adds that Anthropic defines: a few bytes in the request, up to 735 tokens in the
 prompt (https://docs.claude.com/en/docs/about-claude/pricing#tool-use-pricing)."""
 
-# Tools that the client runs; all others run, and bill, at the provider. From the tool reference,
-# https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview
+# Tools that the client runs; all others run, and bill, at the provider (see `server_tools`). From
+# the tool reference, https://docs.claude.com/en/docs/agents-and-tools/tool-use/overview
 _DEFINED_TOOLS = ("bash_2", "text_editor_2", "computer_2", "memory_2")
 
 # All that is known to be bounded by what stands in the request. Others keep state at the provider
@@ -49,8 +54,9 @@ _PARAMETERS = frozenset((
     "speed", "stop_sequences", "system", "temperature", "thinking", "tool_choice",
     "tools", "top_k", "top_p", "user_profile_id",
 ))  # fmt: skip
+_BILLS, _SEARCHES = ("input_mtok", "output_mtok"), ("web_searches_kcount",)
 _TEXT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
-_MEDIA_BLOCKS = ("image", "document", "search_result")
+_MEDIA_BLOCKS = ("image", "document", "search_result", *RESULT_BLOCKS)
 _HOME_GEO = (None, "global", "not_available")
 _REGION_GEO = "us"
 """https://platform.claude.com/docs/en/manage-claude/data-residency has no other region."""
@@ -76,7 +82,8 @@ def facts_of(
     """The facts of a message; `beside` are the parameters that the caller has read."""
     _refuse_unmetered(document, _PARAMETERS.union(beside))
     defined_tools = _count_defined_tools(document)
-    media = _has_media(document)
+    server_tools = read_server_tools(read_list(document, "tools"))
+    media = _has_media(document) or server_tools.rounds > 1
     cap = read_count(document, "max_tokens", _TOKENS_MAX)
     premium = _premium(document)
     place = REGIONAL if document.get("inference_geo") == _REGION_GEO else {}
@@ -88,6 +95,11 @@ def facts_of(
             None if media else len(body) + _PREAMBLE_TOKENS + defined_tools * _DEFINED_TOOL_TOKENS
         ),
         output_tokens_cap=cap,
+        # That the cap holds for all rounds together is not documented.
+        answers=server_tools.rounds,
+        input_readings=server_tools.rounds,
+        bills=_BILLS + _SEARCHES if server_tools.searches else _BILLS,
+        counted={"web_searches": server_tools.searches} if server_tools.searches else {},
         # The word may stand there in an escaped spelling; then assume it does.
         cache_writes=_CACHE_MARK in body or b"\\u" in body,
         media=media,
@@ -165,19 +177,21 @@ def _context_edits(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _count_defined_tools(document: dict[str, Any]) -> int:
-    """How many tools Anthropic defines and the client runs; any that the provider runs is refused.
+    """How many tools Anthropic defines and the client runs; any that nothing bounds is refused.
 
     A custom tool has no type, null, or "custom".
     """
     kinds = [
         tool.get("type") if isinstance(tool, dict) else False
         for tool in read_list(document, "tools")
+        if not is_server_tool(tool)
     ]
     defined = [kind for kind in kinds if kind is not None and kind != "custom"]
     if not all(isinstance(kind, str) and kind.startswith(_DEFINED_TOOLS) for kind in defined):
         raise RequestError(
             Reason.UNMETERED_ENDPOINT,
-            "a server tool runs at the provider and cannot be metered: send the call without it",
+            "a tool that runs at the provider cannot be metered, but for web_search_20250305 and "
+            "web_fetch_20250910 with 'max_uses': send the call without it",
         )
     return len(defined)
 

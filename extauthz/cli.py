@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extauthz import __version__
-from extauthz.commands import audit, budget, ledger, pause, price, reconcile, spend
+from extauthz.commands import audit, budget, key, ledger, pause, price, reconcile, spend
 from extauthz.config import PLACEHOLDER_KEY_HASH, Config, ConfigError, example_text, load
 from extauthz.errors import OperatorError
 from extauthz.identity import hash_key, make_key
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _with_config(envoy)
     envoy.set_defaults(run=_envoy)
 
+    key.add_to(commands)
     budget.add_to(commands)
     pause.add_to(commands)
     reconcile.add_to(commands)
@@ -79,8 +80,8 @@ def _with_config(parser: argparse.ArgumentParser) -> None:
 
 def _init(options: argparse.Namespace) -> None:
     path: Path = options.config
-    key = make_key(secrets.token_bytes(32))
-    text = example_text().replace(PLACEHOLDER_KEY_HASH, hash_key(key))
+    first_key = make_key(secrets.token_bytes(32))
+    text = example_text().replace(PLACEHOLDER_KEY_HASH, hash_key(first_key))
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -93,13 +94,13 @@ def _init(options: argparse.Namespace) -> None:
 
 Its virtual key, shown this once (the file holds only its SHA-256):
 
-    {key}
+    {first_key}
 
 Next:
   export OPENAI_API_KEY=... ANTHROPIC_API_KEY=...    # or remove a provider from {path}
   extauthz up -c {path}
-  OpenAI SDK:     base_url="http://127.0.0.1:10000/openai/v1"   api_key="{key[:7]}..."
-  Anthropic SDK:  base_url="http://127.0.0.1:10000/anthropic"   api_key="{key[:7]}..."
+  OpenAI SDK:     base_url="http://127.0.0.1:10000/openai/v1"   api_key="{first_key[:7]}..."
+  Anthropic SDK:  base_url="http://127.0.0.1:10000/anthropic"   api_key="{first_key[:7]}..."
 """)
 
 

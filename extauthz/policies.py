@@ -5,10 +5,11 @@ id. The limit is no part of the identity: a limit that changes keeps what was sp
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
+from extauthz.identity import KeyRule, Rule
 from extauthz.ledger import Hold
 from extauthz.windows import Bounds, Window
 
@@ -207,6 +208,27 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """What an agent gets that is made on first sight of a verified identity.
+
+    Attributes:
+        agent: everything but its name.
+        count_max: so many may be made; each is a series in the metrics.
+    """
+
+    agent: Agent
+    count_max: int
+
+    def named(self, name: str) -> Agent:
+        """An agent of this kind, with budgets of its own."""
+        budgets = tuple(
+            replace(budget, name=name) if budget.scope is Scope.AGENT else budget
+            for budget in self.agent.budgets
+        )
+        return replace(self.agent, name=name, budgets=budgets)
+
+
+@dataclass(frozen=True, slots=True)
 class Policies:
     """Everything a decision needs to know, replaced as a whole on reload."""
 
@@ -228,6 +250,25 @@ class Policies:
     outgoing: tuple[Outgoing, ...] = ()
     former_orgs: tuple[str, ...] = ()
     """whose reservations may be open still"""
+    identity: tuple[Rule, ...] = (KeyRule(),)
+    """by what agents are known, in this order"""
+    template: Template | None = None
+    made: tuple[str, ...] = ()
+    """the agents that were made on first sight"""
+
+    def with_made(self, name: str) -> "Policies":
+        """With an agent that is made, unless it is there or there are as many as there may be."""
+        template = self.template
+        if template is None or name in self.agents or len(self.made) >= template.count_max:
+            return self
+        agent = template.named(name)
+        own = tuple(budget for budget in agent.budgets if budget.scope is Scope.AGENT)
+        return replace(
+            self,
+            agents={**self.agents, name: agent},
+            budgets=(*self.budgets, *own),
+            made=(*self.made, name),
+        )
 
     @property
     def all_orgs(self) -> tuple[str, ...]:

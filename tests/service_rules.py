@@ -13,6 +13,8 @@ from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Request, RequestFacts
 from extauthz.service.authorize import Authorizer, CallAttributes
+from extauthz.service.identify import Identifier
+from extauthz.service.key_ring import KeyRing
 from extauthz.service.rules import Rules
 from extauthz.service.settle import Settlement
 from extauthz.service.waiting import HeldRoom
@@ -135,7 +137,11 @@ class Desk:
     def of(cls, who: Agent, store: LedgerStore | None = None) -> "Desk":
         clock, abandoned, reader, room = Clock(), Abandoned(), InlineReader(), HeldRoom()
         memory = MemoryStore(clock)
-        authorizer = Authorizer(rules(who), store or memory, reader, room, abandoned, clock)
+        in_force = rules(who)
+        identifier = Identifier(in_force, KeyRing(store or memory), clock)
+        authorizer = Authorizer(
+            in_force, store or memory, identifier, reader, room, abandoned, clock
+        )
         return cls(authorizer, clock, abandoned, reader, room, memory)
 
 

@@ -12,24 +12,28 @@ from pathlib import Path
 from extauthz.bootstrap.settings import (
     SYSTEM_CA_FILE,
     AwsSigning,
+    ClientCertificates,
     Credential,
     EnvironmentSource,
     EnvoySettings,
     FileSource,
     ProviderSettings,
     SettingsError,
+    TokenIssuer,
     Upstream,
 )
 
 __all__ = [
     "SYSTEM_CA_FILE",
     "AwsSigning",
+    "ClientCertificates",
     "Credential",
     "EnvironmentSource",
     "EnvoySettings",
     "FileSource",
     "ProviderSettings",
     "SettingsError",
+    "TokenIssuer",
     "Upstream",
     "arguments",
     "render",

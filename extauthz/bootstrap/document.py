@@ -16,7 +16,7 @@ from extauthz.bootstrap.clusters import local_clusters
 from extauthz.bootstrap.listeners import OWNER_ONLY, egress_listener, hop_listener
 from extauthz.bootstrap.printing import as_yaml
 from extauthz.bootstrap.settings import EnvoySettings
-from extauthz.bootstrap.upstreams import provider_cluster, secret
+from extauthz.bootstrap.upstreams import provider_cluster, secret, token_clusters
 
 
 def document(settings: EnvoySettings) -> str:
@@ -42,6 +42,7 @@ def bootstrap(settings: EnvoySettings) -> Bootstrap:
             clusters=[
                 *(provider_cluster(settings, provider) for provider in settings.providers),
                 *local_clusters(settings),
+                *token_clusters(settings),
             ],
             secrets=[one for one in secrets if one is not None],
         ),

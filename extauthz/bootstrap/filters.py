@@ -34,6 +34,7 @@ from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Any
 
 from extauthz.bootstrap.settings import EnvoySettings
+from extauthz.bootstrap.tokens import JWT_AUTHN, token_filters
 
 EXT_AUTHZ = "envoy.filters.http.ext_authz"
 """The filter's name is also the namespace of the metadata that Check answers with."""
@@ -63,6 +64,7 @@ def http_filters(settings: EnvoySettings) -> list[HttpFilter]:
         HttpFilter(
             name="envoy.filters.http.header_to_metadata", typed_config=Any.pack(_request_id())
         ),
+        *token_filters(settings),
         HttpFilter(name=EXT_AUTHZ, typed_config=Any.pack(_ext_authz(settings))),
         HttpFilter(name="envoy.filters.http.lua", typed_config=Any.pack(_lua())),
         _decompressor("gzip", Gzip(max_inflate_ratio=_INFLATE_RATIO_MAX)),
@@ -115,6 +117,8 @@ def _ext_authz(settings: EnvoySettings) -> ExtAuthz:
         # Check decides, it does not write requests: a content-length that it set would be
         # forwarded as it is. Headers for the response are not covered by these rules.
         decoder_header_mutation_rules=HeaderMutationRules(disallow_all=True),
+        # What Envoy has verified of a token; no client can write there.
+        metadata_context_namespaces=[JWT_AUTHN] if settings.token_issuers else [],
         include_peer_certificate=True,
         stat_prefix="budget",
     )

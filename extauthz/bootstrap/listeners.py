@@ -19,6 +19,7 @@ from envoy_data_plane.envoy.config.listener.v3 import (
 from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy
 from envoy_data_plane.google.protobuf import Any
 
+from extauthz.bootstrap.agent_tls import client_certificates
 from extauthz.bootstrap.manager import http_connection_manager
 from extauthz.bootstrap.routes import provider_routes
 from extauthz.bootstrap.settings import MIB, EnvoySettings
@@ -50,12 +51,13 @@ def egress_listener(settings: EnvoySettings) -> Listener:
         ),
         filter_chains=[
             FilterChain(
+                transport_socket=client_certificates(settings.client_certificates),
                 filters=[
                     Filter(
                         name="envoy.filters.network.http_connection_manager",
                         typed_config=Any.pack(manager),
                     )
-                ]
+                ],
             )
         ],
     )

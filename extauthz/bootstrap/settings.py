@@ -106,6 +106,38 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenIssuer:
+    """Whose tokens Envoy verifies: with keys from a file, read when it starts, or from a URL."""
+
+    issuer: str
+    audiences: tuple[str, ...]
+    jwks_file: Path | None = None
+    jwks_url: str = ""
+    ca_file: Path = SYSTEM_CA_FILE
+
+    def __post_init__(self) -> None:
+        if (self.jwks_file is None) == (not self.jwks_url):
+            raise SettingsError(f"issuer {self.issuer}: its keys are in a file or at a URL")
+        if not self.audiences:
+            # Envoy would take tokens for anybody (docs: JwtProvider.audiences).
+            raise SettingsError(f"issuer {self.issuer}: its tokens are for at least one audience")
+
+    @property
+    def upstream(self) -> Upstream:
+        """The parts of its URL."""
+        parts = urlsplit(self.jwks_url)
+        tls = parts.scheme == "https"
+        return Upstream(tls, parts.hostname or "", parts.port or (443 if tls else 80), parts.path)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCertificates:
+    """Agents show a certificate; `secrets` has the SDS files that name Envoy's own and the CA."""
+
+    secrets: Path
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderSettings:
     """One provider: agents call `/<name>/...`, Envoy calls `<url>/...`."""
 
@@ -174,6 +206,9 @@ class EnvoySettings:
     hop_socket: Path  # Envoy's own: between its access logger and the sink
     admin_socket: Path
     access_log_file: Path
+
+    token_issuers: tuple[TokenIssuer, ...] = ()
+    client_certificates: ClientCertificates | None = None
 
     check_timeout: timedelta = timedelta(seconds=2)  # above `hold_wait`, which Check may spend
     max_stream_duration: timedelta = timedelta(hours=1)

@@ -69,8 +69,10 @@ from extauthz.bootstrap.settings import (
     EnvoySettings,
     FileSource,
     ProviderSettings,
+    TokenIssuer,
     Upstream,
 )
+from extauthz.bootstrap.tokens import issuer_cluster
 
 _IDLE_TIMEOUT = timedelta(seconds=60)
 """Shorter than a provider's own: a connection that it closes as a request arrives is a reset after
@@ -84,7 +86,7 @@ def provider_cluster(settings: EnvoySettings, provider: ProviderSettings) -> Clu
     return Cluster(
         name=provider.cluster,
         type=ClusterDiscoveryType.STATIC if upstream.is_ip else None,
-        cluster_type=None if upstream.is_ip else _resolved(),
+        cluster_type=None if upstream.is_ip else resolved(),
         connect_timeout=settings.connect_timeout,
         load_assignment=assignment(provider.cluster, [Endpoint(address=address)]),
         circuit_breakers=circuit_breakers(settings),
@@ -92,12 +94,34 @@ def provider_cluster(settings: EnvoySettings, provider: ProviderSettings) -> Clu
         upstream_connection_options=UpstreamConnectionOptions(
             tcp_keepalive=TcpKeepalive(keepalive_time=60, keepalive_interval=15)
         ),
-        transport_socket=_tls(provider, upstream) if upstream.tls else None,
+        transport_socket=tls(provider.ca_file, upstream) if upstream.tls else None,
         typed_extension_protocol_options={HTTP_OPTIONS: Any.pack(_http(provider, upstream))},
     )
 
 
-def _resolved() -> ClusterCustomClusterType:
+def token_clusters(settings: EnvoySettings) -> list[Cluster]:
+    """Where the keys of remote issuers are fetched."""
+    return [
+        _issuer(issuer_cluster(n), issuer, settings)
+        for n, issuer in enumerate(settings.token_issuers)
+        if issuer.jwks_url
+    ]
+
+
+def _issuer(name: str, issuer: TokenIssuer, settings: EnvoySettings) -> Cluster:
+    upstream = issuer.upstream
+    address = Address(socket_address=SocketAddress(address=upstream.host, port_value=upstream.port))
+    return Cluster(
+        name=name,
+        type=ClusterDiscoveryType.STATIC if upstream.is_ip else None,
+        cluster_type=None if upstream.is_ip else resolved(),
+        connect_timeout=settings.connect_timeout,
+        load_assignment=assignment(name, [Endpoint(address=address)]),
+        transport_socket=tls(issuer.ca_file, upstream) if upstream.tls else None,
+    )
+
+
+def resolved() -> ClusterCustomClusterType:
     """A name to resolve, as what was called LOGICAL_DNS (docs: "DNS cluster").
 
     All addresses are one endpoint, so that connections live on when a large provider's answer
@@ -221,7 +245,7 @@ def _secret_config(provider: ProviderSettings, credential: Credential) -> SdsSec
             )
 
 
-def _tls(provider: ProviderSettings, upstream: Upstream) -> TransportSocket:
+def tls(ca_file: Path, upstream: Upstream) -> TransportSocket:
     """The certificate must be for this host: a CA trusts everyone that it ever signed."""
     san_type = (
         SubjectAltNameMatcherSanType.IP_ADDRESS
@@ -231,7 +255,7 @@ def _tls(provider: ProviderSettings, upstream: Upstream) -> TransportSocket:
     context = UpstreamTlsContext(
         common_tls_context=CommonTlsContext(
             validation_context=CertificateValidationContext(
-                trusted_ca=DataSource(filename=str(provider.ca_file)),
+                trusted_ca=DataSource(filename=str(ca_file)),
                 match_typed_subject_alt_names=[
                     SubjectAltNameMatcher(
                         san_type=san_type, matcher=StringMatcher(exact=upstream.host)

@@ -64,6 +64,7 @@ class Desk:
         id_: str | None,
         amount: int = 0,
         until_ms: int | None = None,
+        key_hash: str = "",
     ) -> str:
         """Carry a change out, once; how it was answered, in a sentence.
 
@@ -82,6 +83,7 @@ class Desk:
             (at_ms + NEVER_MS if until_ms is None else until_ms) + self.policies.settle_horizon_ms,
             amount,
             until_ms,
+            key_hash=key_hash,
         )
         try:
             applied = await self._carried_out(command)

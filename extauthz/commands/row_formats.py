@@ -138,7 +138,7 @@ def note_of(entry: Entry) -> str:
     """What else a row says: what an operator wrote, or what was claimed and not applied."""
     row = entry.row
     if row.outcome is RowOutcome.OVERRIDE:
-        names = ("change", "target", "amount", "until_ms", "note")
+        names = ("change", "target", "key", "amount", "until_ms", "note")
         return " ".join(str(entry.words[name]) for name in names if entry.words.get(name))
     if row.claimed_nanousd is not None:
         return f"claimed {format_usd(row.claimed_nanousd)} USD"

@@ -1,12 +1,31 @@
 """From the file's blocks to what the core works with: policies and prices."""
 
+from collections.abc import Iterator
+
 from genai_prices import data_snapshot
 
-from extauthz.config.model import AgentBlock, BudgetBlock, Config, ProviderBlock
+from extauthz.config.identity import IdentityBlock
+from extauthz.config.model import AgentBlock, BudgetBlock, Config, MadeBlock, ProviderBlock
 from extauthz.config.values import usd_to_nano
-from extauthz.identity import short_name
+from extauthz.identity import (
+    CertificateRule,
+    KeyRule,
+    Rule,
+    StaticRule,
+    TokenRule,
+    short_name,
+)
 from extauthz.ledger import SHARE_WHOLE
-from extauthz.policies import Agent, Budget, FixedPrice, OutputCaps, Policies, Scope, Upstream
+from extauthz.policies import (
+    Agent,
+    Budget,
+    FixedPrice,
+    OutputCaps,
+    Policies,
+    Scope,
+    Template,
+    Upstream,
+)
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import REGIONAL
@@ -31,12 +50,18 @@ def policies_of(config: Config) -> Policies:
         )
         for name, block in config.agents.items()
     }
+    made = config.defaults.agent
+    template = None
+    if made is not None:
+        budgets = of(Scope.AGENT, "") + of(Scope.TEAM, made.team) + of(Scope.ORG, org)
+        template = Template(_agent(config, "", made, budgets), made.max)
     keys = {key.hash: name for name, block in config.agents.items() for key in block.keys}
     return Policies(
         agents=agents,
         agent_by_key_hash={key: agents[name] for key, name in keys.items()},
         upstreams={name: _upstream(name, block) for name, block in config.providers.items()},
-        budgets=tuple(budget for group in found.values() for budget in group),
+        # (those of agents that are yet to be made are nobody's)
+        budgets=tuple(budget for group in found.values() for budget in group if budget.name),
         lease_ms=config.defaults.lease,
         settle_horizon_ms=config.defaults.settle_horizon,
         stream_ms_max=config.timeouts.max_stream_duration,
@@ -45,7 +70,21 @@ def policies_of(config: Config) -> Policies:
         budgets_of_key={key: of(Scope.KEY, short_name(key)) for key in keys},
         budgets_of_provider={name: of(Scope.PROVIDER, name) for name in config.providers},
         budgets_of_models=tuple(b for name in config.models for b in of(Scope.MODEL, name)),
+        identity=tuple(_rules(config.identity)),
+        template=template,
     )
+
+
+def _rules(blocks: tuple[IdentityBlock, ...]) -> Iterator[Rule]:
+    for block in blocks:
+        if block.jwt:
+            yield TokenRule(block.jwt.issuer, block.jwt.claim, block.jwt.names)
+        elif block.mtls:
+            yield CertificateRule(block.mtls.names)
+        elif block.static:
+            yield StaticRule(block.static.agent)
+        else:
+            yield KeyRule()
 
 
 def prices_of(config: Config) -> PriceBook:
@@ -53,7 +92,9 @@ def prices_of(config: Config) -> PriceBook:
     return PriceBook([OwnPrice(**dict(price)) for price in config.prices])
 
 
-def _agent(config: Config, name: str, block: AgentBlock, budgets: tuple[Budget, ...]) -> Agent:
+def _agent(
+    config: Config, name: str, block: AgentBlock | MadeBlock, budgets: tuple[Budget, ...]
+) -> Agent:
     defaults = config.defaults
     return Agent(
         name=name,

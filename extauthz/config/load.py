@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from extauthz.config.identity import identity_contradictions
 from extauthz.config.model import Config
 from extauthz.errors import OperatorError
 from extauthz.policies import Scope
@@ -160,12 +161,18 @@ def _contradictions(config: Config) -> Iterator[str]:
     listens = [config.listen.egress, config.listen.metrics, config.listen.admin]
     if len(set(listens)) < len(listens):
         yield "listen: egress, metrics and admin need addresses of their own"
+    made = config.defaults.agent
+    yield from identity_contradictions(
+        config.identity, frozenset(config.agents), may_make=made is not None and bool(made.budgets)
+    )
     yield from _agent_contradictions(config)
     yield from _budget_contradictions(config)
 
 
 def _agent_contradictions(config: Config) -> Iterator[str]:
     owners: dict[str, str] = {}
+    if config.defaults.agent and (team := config.defaults.agent.team) not in (None, *config.teams):
+        yield f"defaults.agent.team: there is no team '{team}' under 'teams'"
     for name, agent in config.agents.items():
         hashes = [key.hash for key in agent.keys]
         for index, key in enumerate(hashes):

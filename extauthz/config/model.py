@@ -14,9 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     StringConstraints,
@@ -24,8 +22,10 @@ from pydantic import (
     model_validator,
 )
 
+from extauthz.config.identity import Identity, IdentityBlock, VirtualKeyBlock
 from extauthz.config.values import (
     Address,
+    Block,
     ConfigPath,
     DurationMs,
     DurationMsAboveZero,
@@ -150,11 +150,7 @@ ModelName = Annotated[
 Tokens = Annotated[Whole, Field(ge=1, le=10_000_000)]
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class StoreBlock(_Block):
+class StoreBlock(Block):
     """Where the ledger lives; without `url` an embedded Valkey in `data_dir`."""
 
     url: str | None = None
@@ -172,7 +168,7 @@ class StoreBlock(_Block):
         return self
 
 
-class ListenBlock(_Block):
+class ListenBlock(Block):
     """The TCP addresses; Check, the sink and the embedded store use unix sockets in `data_dir`."""
 
     egress: ListenAddress = Address("127.0.0.1", 10000)
@@ -180,7 +176,7 @@ class ListenBlock(_Block):
     admin: ListenAddress = Address("127.0.0.1", 9465)
 
 
-class SecretBlock(_Block):
+class SecretBlock(Block):
     """Where a secret stands: never in this file."""
 
     env: Annotated[str, AfterValidator(_variable)] | None = None
@@ -193,7 +189,7 @@ class SecretBlock(_Block):
         return self
 
 
-class CredentialBlock(_Block):
+class CredentialBlock(Block):
     """Where Envoy, and only Envoy, finds the provider's key; or that it signs, and for where."""
 
     env: Annotated[str, AfterValidator(_variable)] | None = None
@@ -207,7 +203,7 @@ class CredentialBlock(_Block):
         return self
 
 
-class EndpointBlock(_Block):
+class EndpointBlock(Block):
     """An endpoint that is not metered, allowed at a fixed price for each call."""
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -221,7 +217,7 @@ class EndpointBlock(_Block):
         return value
 
 
-class ProviderBlock(_Block):
+class ProviderBlock(Block):
     """An upstream API. Without a credential the agent's key is removed and none is added."""
 
     api: Annotated[str, AfterValidator(_api)]
@@ -257,7 +253,7 @@ class ProviderBlock(_Block):
         return self
 
 
-class PriceBlock(_Block):
+class PriceBlock(Block):
     """A price that the public list lacks or has wrong, in USD per million tokens."""
 
     provider: Name
@@ -272,7 +268,7 @@ class PriceBlock(_Block):
     fallback: StrictBool = False
 
 
-class BooksBlock(_Block):
+class BooksBlock(Block):
     """The archive of the books; with a key, only who has it can write a line that fits."""
 
     key: SecretBlock | None = None
@@ -280,7 +276,7 @@ class BooksBlock(_Block):
     """0: never"""
 
 
-class TimeoutsBlock(_Block):
+class TimeoutsBlock(Block):
     """How long things may last."""
 
     max_stream_duration: DurationMsAboveZero = 3_600_000
@@ -288,7 +284,7 @@ class TimeoutsBlock(_Block):
     drain: DurationMs = 30_000
 
 
-class DefaultsBlock(_Block):
+class DefaultsBlock(Block):
     """What holds where an agent or budget says nothing else."""
 
     org: Name = "default"
@@ -304,6 +300,7 @@ class DefaultsBlock(_Block):
     denied_status: Literal[402, 403, 429] = 429
     lease: DurationMs = 900_000
     settle_horizon: DurationMsAboveZero = 604_800_000
+    agent: "MadeBlock | None" = None
 
     @model_validator(mode="after")
     def _long_enough(self) -> Self:
@@ -314,7 +311,7 @@ class DefaultsBlock(_Block):
         return self
 
 
-class BudgetBlock(_Block):
+class BudgetBlock(Block):
     """A limit in each window."""
 
     limit: Number
@@ -361,13 +358,33 @@ class BudgetBlock(_Block):
         return int(self.limit)
 
 
-class ModelsBlock(_Block):
+class ModelsBlock(Block):
     """Which models an agent may use, as globs."""
 
     allow: tuple[ModelGlob, ...] = ("*",)
 
 
-class KeyBlock(_Block):
+class MadeBlock(Block):
+    """What an agent gets that is made on first sight of a verified identity."""
+
+    max: Annotated[Whole, Field(ge=1, le=10_000)] = 100
+    team: Name | None = None
+    max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = None
+    default_output_tokens: Tokens | None = None
+    models: ModelsBlock = ModelsBlock()
+    budgets: tuple[BudgetBlock, ...] = ()
+
+    @field_validator("budgets")
+    @classmethod
+    def _of_each(cls, budgets: tuple[BudgetBlock, ...]) -> tuple[BudgetBlock, ...]:
+        if all(budget.shadow for budget in budgets):
+            raise ValueError("give each at least one budget that is no shadow")
+        if any(budget.id for budget in budgets):
+            raise ValueError("each agent has its own, so none has an 'id'")
+        return budgets
+
+
+class KeyBlock(Block):
     """A virtual key; written as its hash alone where it has no budgets of its own."""
 
     hash: KeyHash
@@ -378,7 +395,7 @@ def _key(value: Any) -> Any:
     return KeyBlock(hash=_key_hash(value)) if isinstance(value, str) else value
 
 
-class AgentBlock(_Block):
+class AgentBlock(Block):
     """One agent: who it is, what it may use and spend."""
 
     team: Name | None = None
@@ -389,7 +406,7 @@ class AgentBlock(_Block):
     budgets: tuple[BudgetBlock, ...] = ()
 
 
-class GroupBlock(_Block):
+class GroupBlock(Block):
     """A team, an org or a model pattern: budgets that many agents share."""
 
     budgets: tuple[BudgetBlock, ...] = ()
@@ -401,7 +418,7 @@ class ModelBlock(GroupBlock):
     default_output_tokens: Tokens | None = None
 
 
-class Config(_Block):
+class Config(Block):
     """The whole file."""
 
     store: StoreBlock = StoreBlock()
@@ -409,6 +426,7 @@ class Config(_Block):
     listen: ListenBlock = ListenBlock()
     providers: dict[Name, ProviderBlock] = Field(default_factory=dict)
     prices: tuple[PriceBlock, ...] = ()
+    identity: Identity = (IdentityBlock(virtual_key=VirtualKeyBlock()),)
     books: BooksBlock = BooksBlock()
     timeouts: TimeoutsBlock = TimeoutsBlock()
     defaults: DefaultsBlock = DefaultsBlock()
@@ -433,6 +451,8 @@ class Config(_Block):
             for index, key in enumerate(agent.keys):
                 path = f"agents.{name}.keys[{index}]"
                 yield path, Scope.KEY, short_name(key.hash), key.budgets
+        if self.defaults.agent is not None:
+            yield "defaults.agent", Scope.AGENT, "", self.defaults.agent.budgets
         groups = ((Scope.TEAM, self.teams), (Scope.ORG, self.orgs), (Scope.MODEL, self.models))
         for scope, blocks in groups:
             for name, block in blocks.items():

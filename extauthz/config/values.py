@@ -5,7 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 
 from extauthz.money import AmountError, parse_usd
 
@@ -29,21 +29,26 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def _duration_ms(value: Any) -> int:
+def duration_ms(value: Any) -> int:
+    """A duration as it is written, such as 15m.
+
+    Raises:
+        ValueError: it is none, or too long.
+    """
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None or len(match[1]) > _DIGITS_MAX:
         raise ValueError("write a duration with its unit, such as 500ms, 30s, 15m, 1h or 7d")
-    duration_ms = int(match[1]) * _UNIT_MS[match[2]]
-    if duration_ms > _DURATION_MS_MAX:
+    length_ms = int(match[1]) * _UNIT_MS[match[2]]
+    if length_ms > _DURATION_MS_MAX:
         raise ValueError("a duration is at most 366d")
-    return duration_ms
+    return length_ms
 
 
-def _above_zero(duration_ms: int) -> int:
+def _above_zero(length_ms: int) -> int:
     # For Envoy a limit of zero is no limit, and what is remembered for no time is not remembered.
-    if duration_ms == 0:
+    if length_ms == 0:
         raise ValueError("this duration is above zero")
-    return duration_ms
+    return length_ms
 
 
 def _address(value: Any) -> Address:
@@ -109,7 +114,7 @@ def usd_to_nano(value: Decimal) -> int:
         raise ValueError(str(error)) from error
 
 
-DurationMs = Annotated[int, BeforeValidator(_duration_ms)]
+DurationMs = Annotated[int, BeforeValidator(duration_ms)]
 DurationMsAboveZero = Annotated[DurationMs, AfterValidator(_above_zero)]
 ListenAddress = Annotated[Address, BeforeValidator(_address)]
 Number = Annotated[Decimal, BeforeValidator(_decimal)]
@@ -117,3 +122,9 @@ Name = Annotated[str, BeforeValidator(_name)]
 Price = Annotated[Number, AfterValidator(_price)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 ConfigPath = Annotated[Path, BeforeValidator(_path), AfterValidator(_from_the_files_folder)]
+
+
+class Block(BaseModel):
+    """A mapping of the config file: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)

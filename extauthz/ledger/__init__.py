@@ -21,7 +21,7 @@ A *counter* is one budget in one window: `spent` (settled) and `held` (open rese
 |---|---|---|---|---|
 | - | reserve, fits | held | - | held += amount |
 | - | reserve, does not fit | - | - | unchanged |
-| - | reserve, agent or team paused | - | - | unchanged |
+| - | reserve, agent or team paused, or its key revoked or ended | - | - | unchanged |
 | - | abandon, release | released | released | unchanged; a later reserve of the id is refused |
 | - | settle, young enough | settled | recovered | spent += cost |
 | - | settle, too old or a counter is forgotten | - | dead_letter | unchanged |
@@ -65,6 +65,7 @@ from extauthz.ledger.commands import (
     Release,
     Renew,
     Reserve,
+    ReserveAnswer,
     Reserved,
     Settle,
     State,
@@ -72,6 +73,7 @@ from extauthz.ledger.commands import (
     fits_all,
 )
 from extauthz.ledger.counter import Counter
+from extauthz.ledger.keys import KEYS_MAX, Key, KeyGone
 from extauthz.ledger.overrides import (
     Applied,
     BudgetOverride,
@@ -90,6 +92,7 @@ from extauthz.ledger.tally import RowGapError, Tally
 __all__ = [
     "CLOCK_SKEW_MS_MAX",
     "COUNTER_MAX",
+    "KEYS_MAX",
     "RATE_MAX",
     "RATE_TOKENS",
     "SHARE_WHOLE",
@@ -107,6 +110,8 @@ __all__ = [
     "Ending",
     "Hold",
     "HoldsMismatchError",
+    "Key",
+    "KeyGone",
     "Ledger",
     "Outcome",
     "Override",
@@ -119,6 +124,7 @@ __all__ = [
     "Release",
     "Renew",
     "Reserve",
+    "ReserveAnswer",
     "Reserved",
     "Row",
     "RowGapError",

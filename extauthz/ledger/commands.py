@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from extauthz.ledger.caps import ROOM_MAX, CapRange, Slope
+from extauthz.ledger.keys import KeyGone
 from extauthz.money import AMOUNT_MAX
 
 CLOCK_SKEW_MS_MAX = 1_000
@@ -95,6 +96,8 @@ class Reserve:
 
     Attributes:
         pausable_as: whose pause refuses it, `agent:NAME` and `team:NAME`.
+        key_hash: the key from the ledger by which the call came in; "" where it came otherwise. It
+            is checked to be that of `pausable_as[0]` still.
         estimate_nanousd: the most it can cost, whatever its counters count.
         particulars: who asks for what, for the books: a JSON object with members, or "". The ledger
             never reads it; the cap and the cost under it are written at its end.
@@ -110,6 +113,7 @@ class Reserve:
     lease_until_ms: int
     holds: tuple[Hold, ...]
     pausable_as: tuple[str, ...] = ()
+    key_hash: str = ""
     estimate_nanousd: int = 0
     particulars: str = ""
     remember_until_ms: int = 0
@@ -120,6 +124,8 @@ class Reserve:
             raise ValueError(f"{self.id}: a reservation that holds nothing limits nothing")
         for hold in self.holds:
             _must_agree(hold, self.cap_range)
+        if self.key_hash and not self.pausable_as:
+            raise ValueError(f"{self.id}: a key that is nobody's admits nobody")
         _in_range(self.id, self.estimate_nanousd)
         _no_key_twice(self.id, [hold.key for hold in self.holds])
         for hold in self.holds:
@@ -235,6 +241,9 @@ class AlreadyEnded:
 
     id: str
     state: State
+
+
+ReserveAnswer = Reserved | Refused | Paused | KeyGone | AlreadyEnded
 
 
 @dataclass(frozen=True, slots=True)

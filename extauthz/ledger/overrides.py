@@ -1,4 +1,4 @@
-"""What an operator changes while calls go on: limits, top-ups and pauses, kept in the ledger.
+"""What an operator changes while calls go on: limits, top-ups, pauses and keys, in the ledger.
 
 A reserve reads them in the same atomic step in which it decides, so an override takes effect at the
 next one, for every process on the store. An override is applied once: its id is remembered with
@@ -11,7 +11,8 @@ So the limits of a budget lie in the order of their ends, and the one that ends 
 
 Top-ups that hold are added to whichever limit is in force. To set a limit ends those that were made
 before: who sets 0 wants nothing spent. The sum is at most `AMOUNT_MAX`. Of two pauses of one target
-the longer one holds, in whatever order they come, until it is resumed.
+the longer one holds, in whatever order they come, until it is resumed. Of a key, what was said last
+holds: it is admitted for an agent until an end, or revoked, which forgets it.
 """
 
 import json
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from extauthz.ledger.keys import Key, check_key_change
 from extauthz.money import AMOUNT_MAX
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
@@ -40,6 +42,10 @@ class Change(StrEnum):
     """the limit of the file again, without top-ups"""
     PAUSE = "pause"
     RESUME = "resume"
+    ADMIT = "admit"
+    """a virtual key comes in as an agent, up to an end; the same again: another end"""
+    REVOKE = "revoke"
+    """a virtual key comes in no longer"""
 
 
 class Applied(StrEnum):
@@ -105,6 +111,8 @@ class Overrides:
     """by the budget's id"""
     pauses: Mapping[str, int | None] = field(default_factory=dict)
     """when each ends, by `agent:NAME` or `team:NAME`"""
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    """by hash; those that have ended too, until they are revoked"""
 
     def limit_in_force(self, budget_id: str | None, limit: int, at_ms: int) -> int:
         """What applies to a budget instead of the file's limit."""
@@ -118,7 +126,8 @@ class Override:
 
     Attributes:
         id: by which a repeat is known.
-        target: a budget's id; `agent:NAME` or `team:NAME` for pause and resume.
+        target: a budget's id; `agent:NAME` or `team:NAME` for pause and resume; `agent:NAME`, whose
+            the key is, for admit and revoke.
         amount: the limit, or what is added to it, in the budget's unit.
         until_ms: when it ends by itself.
         forget_at_ms: when the id may be forgotten.
@@ -134,6 +143,8 @@ class Override:
     amount: int = 0
     until_ms: int | None = None
     note: str = ""
+    key_hash: str = ""
+    """which key, for admit and revoke: never the key itself"""
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -142,6 +153,8 @@ class Override:
             raise ValueError(f"{self.target}: an amount is not within 0 and {AMOUNT_MAX}")
         if self.is_pausing and not _PAUSE_TARGET.fullmatch(self.target):
             raise ValueError(f"{self.target!r} is neither 'agent:NAME' nor 'team:NAME'")
+        if self.is_of_key:
+            check_key_change(self.key_hash, self.target)
 
     @property
     def is_pausing(self) -> bool:
@@ -149,12 +162,19 @@ class Override:
         return self.change in (Change.PAUSE, Change.RESUME)
 
     @property
+    def is_of_key(self) -> bool:
+        """Whether it is about a virtual key."""
+        return self.change in (Change.ADMIT, Change.REVOKE)
+
+    @property
     def content(self) -> str:
         """What the id is remembered with. A top-up ends with its window, whenever it is sent."""
         words = [self.change.value, self.target]
         if self.change in (Change.SET, Change.TOP_UP):
             words.append(str(self.amount))
-        if self.change in (Change.SET, Change.PAUSE):
+        if self.is_of_key:
+            words.append(self.key_hash)
+        if self.change in (Change.SET, Change.PAUSE, Change.ADMIT):
             words.append("" if self.until_ms is None else str(self.until_ms))
         return " ".join(words)
 
@@ -164,6 +184,8 @@ class Override:
         words: dict[str, str] = {"change": self.change.value, "target": self.target}
         if self.change in (Change.SET, Change.TOP_UP):
             words["amount"] = str(self.amount)
+        if self.is_of_key:
+            words["key"] = self.key_hash
         if self.until_ms is not None:
             words["until_ms"] = str(self.until_ms)
         if self.note:
@@ -193,6 +215,7 @@ class OverrideBook:
 
     budgets: dict[str, BudgetOverride] = field(default_factory=dict)
     pauses: dict[str, int | None] = field(default_factory=dict)
+    keys: dict[str, Key] = field(default_factory=dict)
     ids: dict[str, tuple[str, int]] = field(default_factory=dict)
     """what each said, and when to forget it"""
 
@@ -207,6 +230,12 @@ class OverrideBook:
             if command.change is Change.PAUSE:  # only a resume lets anybody in earlier
                 self.pauses[command.target] = lasts_longest([before, command.until_ms])
             return Applied.APPLIED
+        if command.is_of_key:
+            known = self.keys.pop(command.key_hash, None)
+            if command.change is Change.ADMIT:
+                made_at_ms = known.made_at_ms if known else command.at_ms
+                self.keys[command.key_hash] = Key(command.target, made_at_ms, command.until_ms)
+            return Applied.APPLIED
         old = self.budgets.pop(command.target, BudgetOverride())
         old = old.at(command.at_ms) or BudgetOverride()
         part = Part(command.amount, command.until_ms)
@@ -220,7 +249,8 @@ class OverrideBook:
         """What holds at an instant."""
         pauses = {who: end for who, end in self.pauses.items() if is_before(at_ms, end)}
         budgets = ((id_, found.at(at_ms)) for id_, found in self.budgets.items())
-        return Overrides({id_: found for id_, found in budgets if found is not None}, pauses)
+        in_force = {id_: found for id_, found in budgets if found is not None}
+        return Overrides(in_force, pauses, dict(self.keys))
 
     def forget(self, at_ms: int) -> None:
         """Drop the ids that no repeat is expected of any more."""

@@ -18,6 +18,7 @@ from extauthz.ledger.commands import (
     Release,
     Renew,
     Reserve,
+    ReserveAnswer,
     Reserved,
     Settle,
     State,
@@ -25,6 +26,7 @@ from extauthz.ledger.commands import (
     fits_all,
 )
 from extauthz.ledger.counter import Counter
+from extauthz.ledger.keys import KeyGone
 from extauthz.ledger.overrides import Applied, Override, OverrideBook, lasts_longest
 from extauthz.ledger.reservation import Reservation
 from extauthz.ledger.rolling import width_of
@@ -62,7 +64,7 @@ class Ledger:
     book: OverrideBook = field(default_factory=OverrideBook)
     books: Books = field(default_factory=Books)
 
-    def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
+    def reserve(self, command: Reserve) -> ReserveAnswer:
         """Hold every amount, or nothing."""
         self.forget(command.at_ms)
         keys = tuple(hold.key for hold in command.holds)
@@ -79,6 +81,8 @@ class Ledger:
             known.must_be_on(keys)
             cap = known.output_cap if command.cap_range else None
             return Reserved(command.id, before, limits, cap)
+        if command.key_hash and not self._is_admitted(command):
+            return KeyGone(command.id)
         pauses = [overrides.pauses[who] for who in command.pausable_as if who in overrides.pauses]
         if pauses:
             return Paused(command.id, lasts_longest(pauses))
@@ -106,6 +110,11 @@ class Ledger:
             output_cap=cap,
         )
         return Reserved(command.id, self.balances(keys, command.at_ms), limits, cap)
+
+    def _is_admitted(self, command: Reserve) -> bool:
+        """Whether the key by which a call came in is its agent's at this moment."""
+        key = self.book.keys.get(command.key_hash)
+        return key is not None and key.whose == command.pausable_as[0] and key.holds(command.at_ms)
 
     def settle(self, command: Settle) -> Ending:
         """Charge what the call did cost, exactly once."""

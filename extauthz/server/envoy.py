@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,14 +13,17 @@ import yaml
 from extauthz.bootstrap import (
     SYSTEM_CA_FILE,
     AwsSigning,
+    ClientCertificates,
     Credential,
     EnvironmentSource,
     EnvoySettings,
     FileSource,
     ProviderSettings,
     SettingsError,
+    TokenIssuer,
 )
 from extauthz.config import Config, ConfigError
+from extauthz.config.identity import MtlsBlock
 from extauthz.config.model import CredentialBlock, ProviderBlock
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Adapter
@@ -53,6 +56,10 @@ def envoy_settings(config: Config) -> EnvoySettings:
             hop_socket=data_dir.hop_socket,
             admin_socket=data_dir.envoy_admin_socket,
             access_log_file=data_dir.access_log,
+            token_issuers=tuple(_token_issuers(config)),
+            client_certificates=(
+                ClientCertificates(data_dir.envoy_secrets) if _mtls_of(config) else None
+            ),
             check_timeout=timedelta(milliseconds=config.defaults.hold_wait + _CHECK_MARGIN_MS),
             max_stream_duration=timedelta(milliseconds=timeouts.max_stream_duration),
             stream_idle_timeout=timedelta(milliseconds=timeouts.stream_idle_timeout),
@@ -75,6 +82,22 @@ def _providers(config: Config, data_dir: DataDir) -> tuple[ProviderSettings, ...
     if errors:
         raise ConfigError("config", errors)
     return tuple(providers)
+
+
+def _token_issuers(config: Config) -> Iterator[TokenIssuer]:
+    for block in config.identity:
+        if (jwt := block.jwt) is not None:
+            yield TokenIssuer(
+                jwt.issuer,
+                jwt.audiences,
+                jwt.local_jwks,
+                jwt.remote_jwks or "",
+                jwt.ca_file or SYSTEM_CA_FILE,
+            )
+
+
+def _mtls_of(config: Config) -> MtlsBlock | None:
+    return next((block.mtls for block in config.identity if block.mtls), None)
 
 
 def _provider(name: str, block: ProviderBlock, data_dir: DataDir) -> ProviderSettings:
@@ -122,28 +145,56 @@ def missing_credentials(config: Config) -> Iterator[str]:
             yield f"providers.{name}.credential.env: the variable {block.env} is not set"
         if block.file and not os.access(block.file, os.R_OK):
             yield f"providers.{name}.credential.file: {block.file} cannot be read"
+    for index, way in enumerate(config.identity):
+        files: dict[str, Path | None] = {}
+        if way.jwt is not None:
+            files = {"jwt.local_jwks": way.jwt.local_jwks, "jwt.ca_file": way.jwt.ca_file}
+        if way.mtls is not None:
+            names = ("trusted_ca", "certificate_chain", "private_key")
+            files = {f"mtls.{name}": getattr(way.mtls, name) for name in names}
+        for name, file in files.items():
+            if file is not None and not os.access(file, os.R_OK):
+                yield f"identity[{index}].{name}: {file} cannot be read"
 
 
 def write_secret_files(config: Config, data_dir: DataDir, settings: EnvoySettings) -> None:
-    """Tell Envoy where the credential files are; Python never opens those."""
+    """Tell Envoy where the files with secrets are; Python never opens those."""
+    folder = data_dir.envoy_secrets
     for provider in settings.providers:
         block = config.providers[provider.name].credential
-        if block is None or block.file is None:
-            continue
-        file = block.file.absolute()
-        resource = {
-            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
-            "name": provider.secret_name,
+        if block is not None and block.file is not None:
             # A token that lives for an hour is replaced by a rename, while Envoy runs.
-            "generic_secret": {
-                "secret": {
-                    "filename": str(file),
-                    "watched_directory": {"path": str(file.parent)},
-                }
-            },
+            secret = {"generic_secret": {"secret": _source(block.file) | _watched(block.file)}}
+            _write_secret(folder / f"{provider.name}.yaml", provider.secret_name, secret)
+    mtls = _mtls_of(config)
+    if mtls is not None:
+        certificate = {
+            "certificate_chain": _source(mtls.certificate_chain),
+            "private_key": _source(mtls.private_key),
+            **_watched(mtls.certificate_chain),
         }
-        path = data_dir.envoy_secrets / f"{provider.name}.yaml"
-        path.write_text(yaml.safe_dump({"resources": [resource]}))
+        name = "egress-certificate"
+        _write_secret(folder / f"{name}.yaml", name, {"tls_certificate": certificate})
+        trusted = {"trusted_ca": _source(mtls.trusted_ca), **_watched(mtls.trusted_ca)}
+        name = "egress-agents-ca"
+        _write_secret(folder / f"{name}.yaml", name, {"validation_context": trusted})
+
+
+def _source(file: Path) -> dict[str, object]:
+    return {"filename": str(file.absolute())}
+
+
+def _watched(file: Path) -> dict[str, object]:
+    return {"watched_directory": {"path": str(file.absolute().parent)}}
+
+
+def _write_secret(path: Path, name: str, secret: Mapping[str, object]) -> None:
+    resource = {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+        "name": name,
+        **secret,
+    }
+    path.write_text(yaml.safe_dump({"resources": [resource]}))
 
 
 def envoy_binary() -> Path:

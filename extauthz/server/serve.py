@@ -28,6 +28,8 @@ from extauthz.server.in_force import InForceError, take_over
 from extauthz.service.archiver import Archiver
 from extauthz.service.authorize import Authorizer
 from extauthz.service.background import AbandonQueue, ExpiryLoop
+from extauthz.service.identify import Identifier
+from extauthz.service.key_ring import KeyRing
 from extauthz.service.reconcile import Reconciler
 from extauthz.service.rules import Rules, system_clock
 from extauthz.service.settle import Settler
@@ -56,6 +58,7 @@ _FIXED = (
     "listen",
     "books",
     "providers",
+    "identity",
     "timeouts",
     # Envoy's bootstrap is made from these: how long it waits for Check, how often it tells of open
     # streams. A shorter lease alone would let those expire.
@@ -89,8 +92,9 @@ class Service:
         self._observer = Observer(self._metrics, clock)
         self._abandoned = AbandonQueue(self._store, room, clock)
         self._reader = BodyReader()
+        identifier = Identifier(self._rules, KeyRing(self._store), clock)
         authorizer = Authorizer(
-            self._rules, self._store, self._reader, room, self._abandoned, clock
+            self._rules, self._store, identifier, self._reader, room, self._abandoned, clock
         )
         settler = Settler(self._rules, self._store, room, clock, self._observer)
         self._check = CheckServicer(authorizer, self._observer)
@@ -201,7 +205,7 @@ class Service:
             self._metrics.reload_successful.set(0)
             log.error("the config was not reloaded: %s", error)  # noqa: TRY400 - says it all
             return
-        self._rules.policies, self._rules.prices = policies, prices
+        self._rules.take_over(policies, prices)
         self._metrics.reload_successful.set(1)
         log.info("the config was reloaded")
 

@@ -10,15 +10,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from extauthz.identity import CredentialError, hash_key, read_credential, short_name
+from extauthz.identity import short_name
 from extauthz.ids import uuid7
 from extauthz.ledger import (
     CLOCK_SKEW_MS_MAX,
     Balance,
     ClockSkewError,
     CounterRangeError,
+    KeyGone,
     Paused,
     Refused,
     Release,
@@ -41,6 +42,8 @@ from extauthz.service.capping import (
     with_price_limit,
     written_cap,
 )
+from extauthz.service.denied import Denied
+from extauthz.service.identify import Evidence, Identifier
 from extauthz.service.lines import blocking, lines_of, shadow_denies, under_cap, with_limits
 from extauthz.service.outgoing import with_outgoing
 from extauthz.service.rules import Clock, Rules
@@ -66,6 +69,10 @@ class CallAttributes:
     body: bytes
     request_id: str
     """minted by Envoy; only ever an index"""
+    payloads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """of the tokens that Envoy has verified"""
+    principal: str = ""
+    """of the client certificate that Envoy has verified"""
 
 
 @dataclass(slots=True)
@@ -81,6 +88,8 @@ class Verdict:
     message: str = ""
     agent: Agent | None = None
     key_hash: str = ""
+    is_stored_key: bool = False
+    """whether the ledger keeps the key"""
     upstream: Upstream | None = None
     endpoint: str = ""
     """the name of one of the API's endpoints"""
@@ -116,22 +125,13 @@ class Abandoner(Protocol):
         """Make sure, in the background, that this reservation holds nothing."""
 
 
-class Denied(Exception):  # noqa: N818 - a phase's answer, not an error
-    """A phase says no."""
-
-    def __init__(self, reason: Reason, status: int, message: str) -> None:
-        super().__init__(reason, status, message)
-        self.reason = reason
-        self.status = status
-        self.message = message
-
-
 @dataclass(slots=True)
 class Authorizer:
     """Decides calls. Never raises for a call: whatever fails is a verdict, and closed."""
 
     rules: Rules
     store: LedgerStore
+    identifier: Identifier
     reader: RequestReader
     room: HeldRoom
     abandoner: Abandoner
@@ -145,7 +145,7 @@ class Authorizer:
         verdict = Verdict(Decision.DENY, Reason.OK, uuid7(at_ms), at_ms, call.request_id)
         try:
             route = self._route(call, verdict)
-            agent = self._identify(call, verdict)
+            agent = await self._identify(call, route, verdict)
             if not await self._read(call, agent, route, verdict):
                 verdict.decision = Decision.ALLOW
                 return verdict
@@ -187,20 +187,15 @@ class Authorizer:
             f"providers.{upstream.name}.endpoints",
         )
 
-    def _identify(self, call: CallAttributes, verdict: Verdict) -> Agent:
-        """Phase 2: who asks. Nothing that the client writes but its key says so."""
-        try:
-            key = read_credential(call.headers)
-        except CredentialError as error:
-            raise Denied(Reason.UNKNOWN_AGENT, 401, str(error)) from None
+    async def _identify(
+        self, call: CallAttributes, route: Route | FixedPrice, verdict: Verdict
+    ) -> Agent:
+        """Phase 2: who asks, by nothing that the client could make up."""
+        evidence = Evidence(call.headers, call.payloads, call.principal)
+        caller = await self.identifier.identify(evidence, anew=_is_free(route))
+        verdict.agent = agent = caller.agent
+        verdict.key_hash, verdict.is_stored_key = caller.key_hash, caller.is_stored
         policies = self.rules.policies
-        verdict.key_hash = hash_key(key)
-        agent = policies.agent_by_key_hash.get(verdict.key_hash)
-        if agent is None:
-            raise Denied(
-                Reason.UNKNOWN_AGENT, 401, "this virtual key is not known: ask for the agent's key"
-            )
-        verdict.agent = agent
         if not policies.has_budget(agent, verdict.key_hash):
             raise Denied(
                 Reason.AGENT_WITHOUT_BUDGET,
@@ -222,7 +217,7 @@ class Authorizer:
             )
             verdict.estimate = Estimate(route.nanousd, 0, 0)
             return True
-        if route.endpoint.metering is Metering.FREE:
+        if _is_free(route):
             return False
         try:
             refuse_headers(call.headers, upstream.allowed_headers)
@@ -347,6 +342,7 @@ class Authorizer:
             at_ms + policies.lease_ms,
             tuple(line.hold for line in lines),
             pausable_as=agent.pausable_as,
+            key_hash=verdict.key_hash if verdict.is_stored_key else "",
             estimate_nanousd=record.estimate_nanousd,
             # (of a call that may be capped, the store writes the estimate once it has the cap)
             particulars=record.particulars(**({"estimate_nanousd": None} if may_be else {})),
@@ -409,8 +405,15 @@ class Authorizer:
             return answer
         if isinstance(answer, Paused):
             raise Denied(Reason.AGENT_PAUSED, 403, _paused(answer))
+        if isinstance(answer, KeyGone):
+            raise self.identifier.gone(command.key_hash)
         self.abandoner.abandon(abandon)
         raise Denied(Reason.STORE_UNAVAILABLE, 503, "the reservation came too late: try again")
+
+
+def _is_free(route: Route | FixedPrice) -> bool:
+    """Whether a call needs no reservation."""
+    return isinstance(route, Route) and route.endpoint.metering is Metering.FREE
 
 
 def _record(

@@ -312,6 +312,7 @@ class Rebuilder:
             int(words.get("amount", "0")),
             until_ms,
             words.get("note", ""),
+            words.get("key", ""),
         )
 
     async def _open(self, org: str, writer: ArchiveWriter, words: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from extauthz.policies import Policies
+from extauthz.policies import Agent, Policies
 from extauthz.pricing import PriceBook
 from extauthz.providers import ADAPTERS
 
@@ -23,6 +23,17 @@ class Rules:
 
     policies: Policies
     prices: PriceBook
+
+    def take_over(self, policies: Policies, prices: PriceBook) -> None:
+        """Put others into force; agents that were made on first sight stay, under the new ones."""
+        for name in self.policies.made:
+            policies = policies.with_made(name)
+        self.policies, self.prices = policies, prices
+
+    def make_agent(self, name: str) -> Agent | None:
+        """An agent that is seen for the first time; None if there are as many as there may be."""
+        self.policies = self.policies.with_made(name)
+        return self.policies.agents.get(name)
 
     def unbilled_status(self, provider: str) -> frozenset[int]:
         """The statuses of its own for which a configured provider bills nothing."""

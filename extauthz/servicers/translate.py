@@ -3,7 +3,9 @@
 import math
 import random
 from collections.abc import Iterable
+from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from extauthz.pb import access_log_pb2, ext_authz_pb2
@@ -20,6 +22,8 @@ from extauthz.service.lines import tightest
 CHECK_NAMESPACE = "envoy.filters.http.ext_authz"
 USAGE_NAMESPACE = "extauthz.usage"
 CALL_NAMESPACE = "extauthz.call"
+JWT_NAMESPACE = "envoy.filters.http.jwt_authn"
+"""Written by Envoy for tokens that it has verified, and by nothing else."""
 
 _OK, _PERMISSION_DENIED = 0, 7  # google.rpc.Code
 _DEFAULT_API = "openai"
@@ -42,7 +46,14 @@ def call_attributes(request: ext_authz_pb2.CheckRequest) -> CallAttributes:
         headers=http.headers,
         body=http.raw_body,
         request_id=http.headers.get("x-request-id", ""),
+        payloads=_payloads(attributes.metadata_context.filter_metadata.get(JWT_NAMESPACE)),
+        principal=attributes.source.principal,
     )
+
+
+def _payloads(verified: Struct | None) -> dict[str, Any]:
+    """The claims of each verified token, by its issuer."""
+    return {} if verified is None else MessageToDict(verified)
 
 
 def check_response(verdict: Verdict, body_size: int, now_ms: int) -> ext_authz_pb2.CheckResponse:

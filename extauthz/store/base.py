@@ -13,18 +13,16 @@ from typing import Protocol
 
 from extauthz.errors import OperatorError
 from extauthz.ledger import (
-    AlreadyEnded,
     Applied,
     Balance,
     Ending,
+    Key,
     Override,
     Overrides,
-    Paused,
-    Refused,
     Release,
     Renew,
     Reserve,
-    Reserved,
+    ReserveAnswer,
     Row,
     Seal,
     Sealed,
@@ -92,7 +90,7 @@ class LedgerStore(Protocol):
     waiting) releases its id: in whatever order the two arrive, nothing stays held.
     """
 
-    async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
+    async def reserve(self, command: Reserve) -> ReserveAnswer:
         """Hold amounts on all counters at once, or on none."""
 
     async def settle(self, command: Settle) -> Ending:
@@ -120,6 +118,12 @@ class LedgerStore(Protocol):
 
     async def overrides(self, org: str, at_ms: int) -> Overrides:
         """What operators have changed, as far as it holds at an instant."""
+
+    async def key(self, org: str, key_hash: str) -> Key | None:
+        """Whose a virtual key is, ended or not; None: nobody's.
+
+        Raises `BooksClosedError` where the store has lost the org's books, and its keys with them.
+        """
 
     async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
         """How the counters stand; `at_ms` is now, to which rolling windows reach."""

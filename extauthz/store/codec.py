@@ -29,7 +29,7 @@ from extauthz.store.base import (
     check_keys,
     org_prefix,
 )
-from extauthz.store.override_fields import field_of
+from extauthz.store.override_fields import field_of, key_field
 from extauthz.store.script import Call, Wait
 
 OPENING_ID = "books"
@@ -96,6 +96,7 @@ def reserve_call(command: Reserve, wait: Wait | None) -> Call:
     times = (str(command.at_ms), str(command.lease_until_ms))
     args = [command.id, *times, " ".join(command.pausable_as)]
     args += [str(command.estimate_nanousd), command.particulars, str(command.remember_until_ms)]
+    args.append(key_field(command.key_hash) if command.key_hash else "")
     for hold in command.holds:
         enforcing, transient = str(int(hold.enforcing)), str(int(hold.transient))
         args += [str(hold.amount), str(hold.limit), enforcing, str(hold.forget_at_ms), transient]
@@ -192,6 +193,7 @@ def override_call(command: Override, wait: Wait | None) -> Call:
             str(command.amount),
             "" if command.until_ms is None else str(command.until_ms),
             command.particulars,
+            command.target,
         ),
         wait,
     )

@@ -6,22 +6,20 @@ from collections.abc import Callable, Sequence
 
 from extauthz.ledger import (
     CLOCK_SKEW_MS_MAX,
-    AlreadyEnded,
     Applied,
     Balance,
     ClockSkewError,
     CounterRangeError,
     Ending,
     HoldsMismatchError,
+    Key,
     Ledger,
     Override,
     Overrides,
-    Paused,
-    Refused,
     Release,
     Renew,
     Reserve,
-    Reserved,
+    ReserveAnswer,
     Row,
     Seal,
     Sealed,
@@ -45,7 +43,7 @@ class MemoryStore:
         self._ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
         self._expected: set[str] = set()
 
-    async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
+    async def reserve(self, command: Reserve) -> ReserveAnswer:
         """See `LedgerStore`."""
         check_keys(command.org, [hold.key for hold in command.holds])
         return self._ledger(command.org, command.at_ms).reserve(command)
@@ -95,6 +93,10 @@ class MemoryStore:
     async def overrides(self, org: str, at_ms: int) -> Overrides:
         """See `LedgerStore`."""
         return self._ledgers[org].book.at(at_ms)
+
+    async def key(self, org: str, key_hash: str) -> Key | None:
+        """See `LedgerStore`."""
+        return self._ledgers[org].book.keys.get(key_hash)
 
     async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
         """See `LedgerStore`."""

@@ -17,12 +17,15 @@ from extauthz.ledger import (
     Balance,
     ClockSkewError,
     Ending,
+    Key,
+    KeyGone,
     Override,
     Paused,
     Refused,
     Release,
     Renew,
     Reserve,
+    ReserveAnswer,
     Reserved,
     Seal,
     Sealed,
@@ -121,7 +124,7 @@ class RedisStore(RedisReads):
         """How often another server was found to be a primary: acknowledged writes may be lost."""
         return self._courier.topology.primary_changes
 
-    async def reserve(self, command: Reserve) -> Reserved | Refused | Paused | AlreadyEnded:
+    async def reserve(self, command: Reserve) -> ReserveAnswer:
         """See `LedgerStore`."""
         id_, status, *rest = await self._write(reserve_call(command, self._wait), command.at_ms)
         if self._wait is not None:
@@ -130,6 +133,8 @@ class RedisStore(RedisReads):
             return AlreadyEnded(id_, State(rest[0]))
         if status == "paused":
             return Paused(id_, int(rest[0]) if rest[0] else None)
+        if status == "key_gone":
+            return KeyGone(id_)
         cap = None if command.cap_range is None else int(rest.pop() or 0) or None
         before = tuple(
             Balance(sum_of(spent), int(held))
@@ -223,6 +228,15 @@ class RedisStore(RedisReads):
         if self._wait is not None:
             check_replicas(self._wait.replicas, id_, applied, int(rest.pop()))
         return Applied(applied)
+
+    async def key(self, org: str, key_hash: str) -> Key | None:
+        """See `LedgerStore`."""
+        if org in self._distrusted:
+            raise BooksClosedError(org, self._distrusted[org])
+        key, is_open = await self._key(org, key_hash)
+        if not is_open and org in self._open_orgs:
+            raise BooksClosedError(org)
+        return key
 
     def expect_books(self, org: str) -> None:
         """See `LedgerStore`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from extauthz.ledger import Balance, Overrides, Row, Standing, oldest_bucket, width_of
+from extauthz.ledger import Balance, Key, Overrides, Row, Standing, oldest_bucket, width_of
 from extauthz.store.base import StoredReservation, check_keys
 from extauthz.store.codec import (
     archive_key,
@@ -17,7 +17,7 @@ from extauthz.store.codec import (
     unconfirmed_key,
 )
 from extauthz.store.courier import Courier
-from extauthz.store.override_fields import overrides_of
+from extauthz.store.override_fields import key_field, key_of, overrides_of
 from extauthz.store.row_fields import row_of, seq_of
 
 
@@ -31,6 +31,14 @@ class RedisReads:
         """See `LedgerStore`."""
         (flat,) = await self._courier.read(org, ("HGETALL", overrides_key(org)))
         return overrides_of(pairs(flat), at_ms)
+
+    async def _key(self, org: str, key_hash: str) -> tuple[Key | None, bool]:
+        """Whose a key is, and whether the org has books."""
+        # (HMGET, as a reply of nothing at all would be taken for no reply)
+        fields, is_open = await self._courier.read(
+            org, ("HMGET", overrides_key(org), key_field(key_hash)), ("EXISTS", rows_key(org))
+        )
+        return key_of(fields[0]), bool(int(is_open))
 
     async def balances(self, org: str, keys: Sequence[str], at_ms: int) -> tuple[Balance, ...]:
         """See `LedgerStore`."""

@@ -48,6 +48,7 @@ from extauthz.windows import ROLLING_LENGTHS_MS
 BUDGETS = ("minute", "day", "month", "in_flight")
 OVERRIDDEN = ["agent/bot/day/usd", "x"]
 PAUSABLE = ("agent:bot", "team:crew")
+KEYS = tuple(f"sha256:{digit * 64}" for digit in "0f")
 FORGOTTEN_AT_ONCE_MS = -5000
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 AMOUNTS = st.one_of(
@@ -185,6 +186,7 @@ class Twins(RuleBasedStateMachine):
         )
         at_ms = self.at_ms()  # after the drawing, which may take longer than clocks may differ
         was_known = name in self.ledger.reservations
+        key_hash = data.draw(st.sampled_from(["", "", "", *KEYS]))
         remember_until_ms = recoverable_ms and at_ms + self.lasting(recoverable_ms)
         answer = self.both(
             Reserve(
@@ -194,6 +196,7 @@ class Twins(RuleBasedStateMachine):
                 at_ms + lease_ms,
                 holds,
                 PAUSABLE,
+                key_hash=key_hash,
                 estimate_nanousd=holds[0].amount,
                 particulars='{"reserved":true}',
                 remember_until_ms=remember_until_ms,
@@ -285,6 +288,7 @@ class Twins(RuleBasedStateMachine):
         change=st.sampled_from(Change),
         budget=st.sampled_from(OVERRIDDEN),
         who=st.sampled_from(PAUSABLE),
+        key_hash=st.sampled_from(KEYS),
         amount=AMOUNTS,
         until_ms=st.sampled_from([None, None, -1500, *(n * DAY_MS // 2 for n in range(1, 5))]),
     )
@@ -294,20 +298,28 @@ class Twins(RuleBasedStateMachine):
         change: Change,
         budget: str,
         who: str,
+        key_hash: str,
         amount: int,
         until_ms: int | None,
     ) -> None:
         at_ms = self.at_ms()
+        targets = {
+            Change.PAUSE: who,
+            Change.RESUME: who,
+            Change.ADMIT: "agent:else" if amount == 1 else PAUSABLE[0],
+            Change.REVOKE: PAUSABLE[0],
+        }
         self.both(
             Override(
                 id_ or str(uuid4()),
                 self.org,
                 at_ms,
                 change,
-                who if change in (Change.PAUSE, Change.RESUME) else budget,
+                targets.get(change, budget),
                 at_ms + self.lasting(DAY_MS),
                 amount,
                 None if until_ms is None else at_ms + until_ms,
+                key_hash=key_hash if change in (Change.ADMIT, Change.REVOKE) else "",
             )
         )
 

@@ -15,6 +15,8 @@ from extauthz.ledger import (
     Charge,
     ClockSkewError,
     Hold,
+    Key,
+    KeyGone,
     Override,
     Overrides,
     Part,
@@ -39,11 +41,15 @@ def change(call: Call, what: Change, target: str = BUDGET, **fields: object) -> 
     return Override(org=call.org, change=what, target=target, **told)
 
 
-def asking(call: Call, amount: int = 1, limit: int = 10, budget_id: str = BUDGET) -> Reserve:
+def asking(
+    call: Call, amount: int = 1, limit: int = 10, budget_id: str = BUDGET, key_hash: str = ""
+) -> Reserve:
     at_ms = now_ms()
     hold = Hold(call.keys[0], amount, limit, at_ms + DAY_MS, budget_id=budget_id)
     who = ("agent:bot", "team:crew")
-    return Reserve(call.id, call.org, at_ms, at_ms + DAY_MS, (hold,), pausable_as=who)
+    return Reserve(
+        call.id, call.org, at_ms, at_ms + DAY_MS, (hold,), pausable_as=who, key_hash=key_hash
+    )
 
 
 async def test_a_limit_is_in_force_at_the_next_reserve_and_told_with_its_answer(
@@ -260,3 +266,45 @@ async def test_the_id_of_an_override_is_forgotten_and_its_limit_is_not(
     await redis_store.override(change(call, Change.UNSET))
     assert not client.exists(f"{prefix}overrides")
     client.close()
+
+
+KEY = f"sha256:{'ab' * 32}"
+
+
+async def test_a_key_admits_its_agent_until_it_is_revoked(store: LedgerStore) -> None:
+    call = Call()
+    assert await store.reserve(asking(call, key_hash=KEY)) == KeyGone(call.id)
+    admit = change(call, Change.ADMIT, "agent:bot", key_hash=KEY)
+    await store.override(admit)
+    assert await store.key(call.org, KEY) == Key("agent:bot", admit.at_ms)
+    assert isinstance(await store.reserve(asking(call, key_hash=KEY)), Reserved)
+    await store.override(change(call, Change.REVOKE, "agent:bot", key_hash=KEY))
+    assert await store.key(call.org, KEY) is None
+    other = call.sibling()
+    assert await store.reserve(asking(other, key_hash=KEY)) == KeyGone(other.id)
+    assert await store.open_reservations(call.org) == 1
+
+
+async def test_a_key_of_another_agent_admits_nobody(store: LedgerStore) -> None:
+    call = Call()
+    await store.override(change(call, Change.ADMIT, "agent:other", key_hash=KEY))
+    assert await store.reserve(asking(call, key_hash=KEY)) == KeyGone(call.id)
+
+
+async def test_a_key_has_the_end_that_was_said_last_and_stays_listed(store: LedgerStore) -> None:
+    call, past_ms = Call(), now_ms() - 1
+    admit = change(call, Change.ADMIT, "agent:b@t@5", key_hash=KEY)
+    await store.override(admit)
+    later = change(call, Change.ADMIT, "agent:b@t@5", key_hash=KEY, until_ms=past_ms)
+    await store.override(later)
+    listed = (await store.overrides(call.org, now_ms())).keys
+    assert listed == {KEY: Key("agent:b@t@5", admit.at_ms, past_ms)}
+    assert await store.reserve(asking(call, key_hash=KEY)) == KeyGone(call.id)
+
+
+@pytest.mark.parametrize(
+    ("target", "key_hash"), [("agent:bot", "xa_the_key_itself"), ("agent:b t", KEY), ("bot", KEY)]
+)
+def test_a_change_of_a_key_names_a_hash_and_an_agent(target: str, key_hash: str) -> None:
+    with pytest.raises(ValueError, match=r"hash|agent:NAME"):
+        change(Call(), Change.ADMIT, target, key_hash=key_hash)

@@ -44,6 +44,8 @@ from extauthz.service.authorize import Authorizer
 from extauthz.service.background import AbandonQueue, ExpiryLoop
 from extauthz.service.call_record import CallRecord
 from extauthz.service.completed_call import CompletedCall
+from extauthz.service.identify import Identifier
+from extauthz.service.key_ring import KeyRing
 from extauthz.service.rules import Rules
 from extauthz.service.settle import Settlement, Settler
 from extauthz.service.waiting import HeldRoom
@@ -379,8 +381,9 @@ class Traffic:
         everything: Any = self.witness
         self.abandoner = AbandonQueue(everything, room, self.clock)
         self.settler = Settler(rules, everything, room, self.clock, self)
+        identifier = Identifier(rules, KeyRing(everything), self.clock)
         self.authorizer = Authorizer(
-            rules, everything, InlineReader(), room, self.abandoner, self.clock
+            rules, everything, identifier, InlineReader(), room, self.abandoner, self.clock
         )
         self.leases = ExpiryLoop(
             rules, everything, room, self.clock, {}, expired=lambda _: None, backlog=lambda: 0

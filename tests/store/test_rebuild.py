@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -203,6 +204,39 @@ async def test_overrides_are_in_force_again(books: Books) -> None:
 
     assert await books.store.overrides(books.org, now_ms()) == before
     assert rebuilt.overrides == 3
+
+
+async def test_keys_are_there_again_and_a_revoked_one_is_not(books: Books) -> None:
+    kept, revoked = (f"sha256:{digit * 64}" for digit in "ab")
+
+    async def say(change: Change, key_hash: str, until_ms: int | None = None) -> None:
+        at_ms = now_ms()
+        said = Override(
+            str(uuid4()),
+            books.org,
+            at_ms,
+            change,
+            "agent:bot",
+            at_ms + DAY_MS,
+            until_ms=until_ms,
+            key_hash=key_hash,
+        )
+        await books.store.override(said)
+
+    await say(Change.ADMIT, revoked)
+    await say(Change.ADMIT, kept)
+    await say(Change.ADMIT, kept, now_ms() + DAY_MS)
+    before_it_was_revoked = books.snapshot()
+    await say(Change.REVOKE, revoked)
+    before = (await books.store.overrides(books.org, now_ms())).keys
+    await books.seal()
+
+    books.go_back_to(before_it_was_revoked)
+    assert revoked in (await books.store.overrides(books.org, now_ms())).keys
+    await books.rebuilder().rebuild(books.org, reason="set back")
+
+    assert before.keys() == {kept}
+    assert (await books.store.overrides(books.org, now_ms())).keys == before
 
 
 async def test_a_store_that_has_everything_is_left_alone(books: Books) -> None:

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 
 import extauthz
 from extauthz.config import Config, ConfigError, example_text, load, parse, policies_of, prices_of
+from extauthz.config import identity as config_identity
+from extauthz.config import model as config_model
 from extauthz.policies import MissingUsage, OutputCaps, Scope, Unit
 from extauthz.windows import Period, Window
 
@@ -373,7 +375,7 @@ def blocks(model: type[BaseModel]) -> set[type[BaseModel]]:
     found = {model}
     for info in model.model_fields.values():
         for name in re.findall(r"\w+Block", str(info.annotation)):
-            found |= blocks(getattr(__import__("extauthz.config.model", fromlist=[name]), name))
+            found |= blocks(getattr(config_identity, name, None) or getattr(config_model, name))
     return found
 
 

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Change a limit, or pause somebody, once.
+-- Change a limit, pause somebody, or say whose a virtual key is, once.
 --
 -- KEYS  1 this override's own id, 2 overrides, 3 rows
 -- ARGV  1 id, 2 at_ms, 3 when to forget the id, 4 what it says, as one text,
---       5 change: set | top-up | unset | pause | resume, 6 field, 7 amount, 8 until_ms or nothing,
---       9 particulars
+--       5 change: set | top-up | unset | pause | resume | admit | revoke, 6 field, 7 amount,
+--       8 until_ms or nothing, 9 particulars, 10 target, which for admit is whose the key is
 -- Reply {id, "applied" | "duplicate" | "conflict"}
 --       {id, "books_closed"} | {id, "clock_skew"}
 --
@@ -13,7 +13,7 @@
 local LIMITS_MAX = 8 -- as in extauthz/ledger/overrides.py
 local id, at_ms, forget_at_ms, content = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local change, field, amount, until_ms = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-assert(#ARGV == 9, 'nine arguments')
+assert(#ARGV == 10, 'ten arguments')
 local OWN_ID, OVERRIDES = 1, 2
 
 -- Whether an end, as it is written, comes after another; '' is none.
@@ -65,6 +65,8 @@ elseif change == 'top-up' then
   words[#words + 1] = '+' .. amount .. ending
 elseif change == 'pause' then
   words = { ending }
+elseif change == 'admit' then
+  words = { ARGV[10] .. ending, text and string.match(text, ' (%d+)$') or at_ms }
 else
   words = {}
 end

@@ -32,7 +32,7 @@
 --
 -- The overrides of an org are one hash: `pause:agent:NAME` and `pause:team:NAME` are "@<until_ms>",
 -- or "@" without an end; a budget's id is the words "=<limit>@<until_ms>", in the order of their ends,
--- and "+<top-up>@<until_ms>".
+-- and "+<top-up>@<until_ms>"; `key:sha256:<hex>` is "agent:NAME@<until_ms> <made_at_ms>".
 --
 -- No command deletes a key that a later one of the same script needs. While a slot of a Cluster is
 -- moved, its old node runs a script whose keys are all there, but refuses every command in it on a

@@ -4,6 +4,7 @@
 -- KEYS  1 reservation, 2 leases, 3 rows, 4 overrides, 5.. counters
 -- ARGV  1 id, 2 at_ms, 3 lease_until_ms, 4 whose pause refuses it ("agent:NAME team:NAME"),
 --       5 the most it can cost in nano-USD, 6 particulars, 7 remember_until_ms,
+--       8 the field of the key by which it came in, or nothing,
 --       then for each counter: amount, limit, enforcing 0|1, forget_at_ms, transient 0|1, and the
 --       id of the budget whose overrides apply, or nothing;
 --       if the call may be capped: its most, least and comfortable cap, its share of the room in
@@ -12,6 +13,7 @@
 -- Reply {id, "reserved" | "refused", spent, held, limit, ...}  balances as they stood before
 --       {id, "held_already", spent, held, limit, ...}          a repeat: balances as they stand
 --       {id, "paused", until_ms}                               '' without an end
+--       {id, "key_gone"}                                       not this agent's (any longer)
 --       {id, "ended", state}                                   never an admission
 --       {id, "books_closed"} | {id, "clock_skew"} | {id, "holds_mismatch"} | {id, "counter_range", key}
 --       where spent may be several amounts to be added up, and limit is the one in force; those
@@ -21,7 +23,7 @@
 
 local OVERRIDES = UNCONFIRMED -- which no reserve has anything to do with
 local id, at_ms, lease_until_ms = ARGV[1], ARGV[2], ARGV[3]
-local ARGS_BEFORE, ARGS_PER_HOLD = 7, 6
+local ARGS_BEFORE, ARGS_PER_HOLD = 8, 6
 local COUNT = #KEYS - FIRST_COUNTER + 1
 local ARGS_OF_CAP = ARGS_BEFORE + ARGS_PER_HOLD * COUNT
 local may_be_capped = #ARGV > ARGS_OF_CAP
@@ -86,8 +88,10 @@ if record and not names_its_counters(record) then
   return { id, 'holds_mismatch' }
 end
 
--- Everything that may be overridden in one read: pauses first, then the budgets in order.
+-- Everything that may be overridden in one read: pauses first, then the budgets in order, then the
+-- key by which it came in.
 local pausable = split(ARGV[4])
+local key_field = ARGV[8]
 local names = {}
 for _, who in ipairs(pausable) do
   names[#names + 1] = 'pause:' .. who
@@ -100,7 +104,17 @@ for i = FIRST_COUNTER, #KEYS do
   end
   names[#names + 1] = holds[i].budget_id
 end
+if key_field ~= '' then
+  names[#names + 1] = key_field
+end
 local overrides = redis.call('HMGET', KEYS[OVERRIDES], unpack(names))
+
+if key_field ~= '' and not record then
+  local whose, until_ms = string.match(overrides[#names] or '', '^(%S+)@(%d*) %d+$')
+  if whose ~= pausable[1] or not is_before(at_ms, until_ms) then
+    return { id, 'key_gone' }
+  end
+end
 
 local paused_until
 for n = 1, #pausable do

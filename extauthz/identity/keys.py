@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 KEY_PREFIX = "xa_"
 KEY_HASH_PREFIX = "sha256:"
+_MADE = re.compile(r"xa_[A-Za-z0-9_-]{43}_[0-9a-f]{8}")
 _BEARER = "bearer "
 _SIGNED = re.compile(r"AWS4-HMAC-SHA256 +Credential=([^/,\s]+)/")
 _KEY_HEADERS = ("x-api-key", "api-key", "x-goog-api-key")
@@ -22,12 +23,24 @@ class CredentialError(ValueError):
     """The request carries no usable credential; the text says what to send."""
 
 
+class NoCredentialError(CredentialError):
+    """It carries none at all, so it may be known by something else."""
+
+
 def make_key(entropy: bytes) -> str:
     """A virtual key from 32 random bytes: `xa_<43 characters>_<8 hex digits of CRC-32>`."""
     if len(entropy) != 32:
         raise ValueError("a virtual key is made of 32 random bytes")
     body = KEY_PREFIX + urlsafe_b64encode(entropy).decode().rstrip("=")
     return f"{body}_{zlib.crc32(body.encode()):08x}"
+
+
+def is_made_key(key: str) -> bool:
+    """Whether a text is a key as `make_key` makes them, whole and without a typing error."""
+    if not _MADE.fullmatch(key):
+        return False
+    body, _, checksum = key.rpartition("_")
+    return f"{zlib.crc32(body.encode()):08x}" == checksum
 
 
 def short_name(key_hash: str) -> str:
@@ -47,7 +60,8 @@ def read_credential(headers: Mapping[str, str]) -> str:
     That is `Authorization` (a bearer token, or AWS's access key id) or another header.
 
     Raises:
-        CredentialError: no key, or two that differ.
+        NoCredentialError: no key.
+        CredentialError: two that differ.
     """
     given = (
         _bearer(headers),
@@ -56,7 +70,7 @@ def read_credential(headers: Mapping[str, str]) -> str:
     )
     found = {key for key in given if key}
     if not found:
-        raise CredentialError(
+        raise NoCredentialError(
             "no virtual key: set the SDK's api_key to the agent's key (it is sent as "
             "'Authorization: Bearer', 'x-api-key', 'api-key' or 'x-goog-api-key')"
         )

@@ -122,8 +122,10 @@ class DataDir:
             )
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _for_owner_only(self.root)
             for folder in ("run", "store", "books", "envoy", "envoy/secrets"):
                 (self.root / folder).mkdir(mode=0o700, exist_ok=True)
+                _for_owner_only(self.root / folder)
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -175,6 +177,16 @@ class DataDir:
             f"data_dir: {self.root} cannot be used ({error.strerror}): "
             "set it to a directory that this user may write"
         )
+
+
+def _for_owner_only(folder: Path) -> None:
+    """One that was there before may have been open to others, who could put sockets into it.
+
+    A folder of somebody else (a container's volume) stays as it is: its owner says who comes in.
+    """
+    found = folder.stat()
+    if found.st_uid == os.geteuid() and found.st_mode & OWNER_ONLY:
+        folder.chmod(0o700)
 
 
 def _locked(file: IO[str]) -> bool:

@@ -16,8 +16,17 @@ from redis.exceptions import (
 
 from extauthz.store.base import StoreUnavailableError
 
-NEEDED_ACL = "~xa1:* +@read +@write +@scripting +@connection +info +config|get +time +cluster|slots"
-"""What the ledger asks of its user, as words for ACL SETUSER."""
+NEEDED_ACL = (
+    "~xa1:* -@all +auth +hello +ping +select +asking +client|setname +info +time "
+    "+wait +config|get +cluster|slots +eval +evalsha +scan +exists +get +set +del +pexpireat "
+    "+pexpiretime +hget +hmget +hgetall +hkeys +hset +hdel +hincrby +zadd +zcard +zscore +zrange "
+    "+zrem +zremrangebyscore +xadd +xrange +xtrim +xinfo|stream"
+)
+"""What the ledger asks of its user, as words for ACL SETUSER; deploy/users.acl has the same.
+
+Command by command: classes have more in them. FLUSHALL is a part of @write, KEYS of @read, and
+CLIENT KILL of @connection.
+"""
 
 # The first that fits counts: some of these classes are children of others.
 _BY_CLASS: dict[type[Exception], str] = {
@@ -29,7 +38,7 @@ _BY_CLASS: dict[type[Exception], str] = {
     "(that of Sentinels is ?sentinel_password=)",
     ssl.SSLCertVerificationError: "its certificate is not for this host, or of a CA that is not "
     "trusted here; name the CA in store.url, ?ssl_ca_certs=FILE",
-    NoPermissionError: f"its ACL forbids what the ledger needs; ACL SETUSER <user> {NEEDED_ACL}",
+    NoPermissionError: f"its ACL forbids what the ledger needs: ACL SETUSER <user> {NEEDED_ACL}",
     TryAgainError: "the org's slot is being moved to another node; wait until it has been",
     AskError: "it is a node of a Cluster that has no node for the org yet, or store.url lacks "
     "the redis+cluster://",

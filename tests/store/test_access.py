@@ -1,17 +1,31 @@
 """Servers that want a password or speak TLS: standalone, behind Sentinels, in a Cluster."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 from certificates import Certificates, can_be_made
 from clusters import Cluster, Sentinels
-from ledger_calls import Call, now_ms
+from ledger_calls import DAY_MS, Call, now_ms
 from nodes import OPEN, Access, Node
 from servers import debian_redis
 
-from extauthz.ledger import Balance, Outcome, Reserved
+from extauthz.archive import Archive, ArchiveDirectory, ArchiveWriter, Chain
+from extauthz.ledger import (
+    Applied,
+    Balance,
+    Change,
+    Outcome,
+    Override,
+    Reserved,
+    Seal,
+    Sealed,
+)
+from extauthz.service.rebuild import Rebuilder
 from extauthz.store.base import StoreError, StoreUnavailableError
 from extauthz.store.failures import NEEDED_ACL
 from extauthz.store.redis import RedisStore
@@ -88,6 +102,116 @@ async def test_a_user_with_the_documented_rights_can_do_all_that_the_ledger_does
         told = await refusal(servers.url.replace("://", "://ledger:guessed-word@"))
         assert "another user or password" in told
         assert "guessed-word" not in told
+
+
+ACL_FILE = Path(__file__).parents[2] / "deploy" / "users.acl"
+FORBIDDEN = (
+    "FLUSHALL",
+    "FLUSHDB",
+    "KEYS *",
+    "CONFIG SET maxmemory-policy allkeys-lru",
+    "CONFIG REWRITE",
+    "SHUTDOWN",
+    "ACL LIST",
+    "CLIENT LIST",
+    "CLIENT KILL ID 1",
+    "REPLICAOF 127.0.0.1 1",
+    "SCRIPT FLUSH",
+    "FUNCTION LIST",
+    "MONITOR",
+    "RENAME xa1:a xa1:b",
+    "SWAPDB 0 1",
+    "GET another-programs-key",
+    "SET another-programs-key 1",
+    "PUBLISH channel message",
+    "EVAL return(redis.call('FLUSHALL')) 0",
+    "EVAL return(redis.call('GET',KEYS[1])) 1 another-programs-key",
+)
+
+
+class OfThisSystem(Access):
+    """A server of the operating system's Redis, without a password."""
+
+    @property
+    def binary(self) -> str:
+        return debian_redis() or "redis-server"
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+async def test_the_shipped_acl_file_lets_the_ledger_do_its_work_and_nothing_else(
+    kind: str, tmp_path: Path
+) -> None:
+    """Everything that a service, an audit, a rebuild and the commands do; forbidden is the rest."""
+    if kind == "redis" and debian_redis() is None:
+        pytest.skip("no redis-server on this machine: the ACL file has been tried with Valkey only")
+    digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
+    file = tmp_path / "users.acl"
+    file.touch()
+    access = OfThisSystem() if kind == "redis" else OPEN
+    with running(Node("server", "--aclfile", str(file), access=access)) as node:
+        file.write_text(ACL_FILE.read_text().replace("SHA256-OF-ITS-PASSWORD", digest))
+        node.ask("ACL", "LOAD")
+        url = f"redis://extauthz:{PASSWORD}@{node.place}"
+        await one_call(url)
+        await everything_else(url, tmp_path)
+        with contextlib.closing(redis.Redis.from_url(url)) as client:
+            for words in FORBIDDEN:
+                with pytest.raises(redis.ResponseError, match=r"(?i)permission|can't run|can't access"):
+                    client.execute_command(*words.split())
+        with contextlib.closing(node.client()) as anybody, pytest.raises(redis.AuthenticationError):
+            anybody.ping()
+
+
+async def everything_else(url: str, folder: Path) -> None:
+    """What one call does not: keys, overrides, leases, archiving, audits, and a rebuild."""
+    store, call = RedisStore.from_url(url, command_timeout_s=TIMEOUT_S), Call()
+    org, key_hash = call.org, f"sha256:{'0' * 64}"
+
+    def change(id_: str, what: Change, target: str, **fields: Any) -> Override:
+        at_ms = now_ms()
+        return Override(id_, org, at_ms, what, target, at_ms + DAY_MS, **fields)
+
+    try:
+        for one in (
+            change("o1", Change.SET, "agent/bot/day/usd", amount=5),
+            change("o2", Change.PAUSE, "agent:bot"),
+            change("o3", Change.RESUME, "agent:bot"),
+            change("o4", Change.ADMIT, "agent:bot", key_hash=key_hash),
+        ):
+            assert await store.override(one) is Applied.APPLIED
+        assert await store.key(org, key_hash) is not None
+        ended, given_back, late = call.sibling(), call.sibling(), call.sibling()
+        for each in (ended, given_back, late):
+            assert isinstance(await store.reserve(each.reserve(lease_ms=DAY_MS)), Reserved)
+        assert await store.renew(ended.renew())
+        await store.settle(ended.settle())
+        await store.release(given_back.release())
+        await store.expire(org, now_ms(), DAY_MS, 10)
+        assert await store.open_ids(org) == [late.id]
+        assert await store.unconfirmed_ids(org) == []
+        assert await store.reservations(org, [late.id])
+        assert (await store.overrides(org, now_ms())).keys
+        rows = await store.rows(org, 0, 100)
+        archive = Archive(ArchiveDirectory(folder / "books"), Chain(org))
+        writer = ArchiveWriter(archive)
+        writer.append(rows)
+        await store.claim_archive(org, "me", now_ms(), now_ms() + DAY_MS)
+        seal = Seal(org, now_ms(), "me", now_ms() + DAY_MS, 0, writer.last_seq, writer.last_hash)
+        assert await store.seal(seal) is Sealed.SEALED
+        await store.standing(org)
+        keys = await store.bookkeeping.counter_keys(org)
+        await store.bookkeeping.cut(org, keys)
+        assert await store.bookkeeping.close(org, (await store.standing(org)).last_seq)
+        rebuilder = Rebuilder(store, store.bookkeeping, archive, now_ms, DAY_MS)
+        await rebuilder.rebuild(org, reason="tried")
+        assert await store.key(org, key_hash) is not None
+    finally:
+        await store.close()
+
+
+def test_the_acl_file_says_what_the_error_message_says() -> None:
+    (line,) = (one for one in ACL_FILE.read_text().splitlines() if "extauthz" in one)
+    assert line.endswith(NEEDED_ACL)
 
 
 async def test_sentinels_and_their_primary_each_have_a_password_of_their_own() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from extauthz.config.identity import identity_contradictions
 from extauthz.config.model import Config
@@ -107,13 +108,23 @@ def parse(text: str, *, source: str, base: Path) -> Config:
     try:
         config = Config.model_validate(data, context={"base": base})
     except ValidationError as error:
-        errors = [_line(detail) for detail in error.errors()]
+        errors = [_line(detail) for detail in _causes(error)]
         errors += _contradictions_beside(data, error)
         raise ConfigError(source, errors) from error
     errors = list(_contradictions(config))
     if errors:
         raise ConfigError(source, errors)
     return config
+
+
+def _causes(error: ValidationError) -> Iterator[ErrorDetails]:
+    """What is wrong, without the lists that are too short only because their entries are wrong."""
+    details = error.errors()
+    for detail in details:
+        at = detail["loc"]
+        within = (other["loc"] for other in details if len(other["loc"]) > len(at))
+        if detail["type"] != "too_short" or all(loc[: len(at)] != at for loc in within):
+            yield detail
 
 
 _NAMED = {

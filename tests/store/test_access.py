@@ -156,7 +156,9 @@ async def test_the_shipped_acl_file_lets_the_ledger_do_its_work_and_nothing_else
         await everything_else(url, tmp_path)
         with contextlib.closing(redis.Redis.from_url(url)) as client:
             for words in FORBIDDEN:
-                with pytest.raises(redis.ResponseError, match=r"(?i)permission|can't run|can't access"):
+                with pytest.raises(
+                    redis.ResponseError, match=r"(?i)permission|can't run|can't access"
+                ):
                     client.execute_command(*words.split())
         with contextlib.closing(node.client()) as anybody, pytest.raises(redis.AuthenticationError):
             anybody.ping()

@@ -54,6 +54,8 @@ def _end(until_ms: int | None) -> str:
 
 
 def _must_be_known(desk: Desk, kind: str, name: str) -> None:
+    if kind == "agent" and desk.policies.template is not None:
+        return  # one that was made on first sight stands in no file
     known = desk.policies.agents if kind == "agent" else desk.policies.teams
     if name not in known:
         raise CommandError(f"there is no {kind} '{name}'; there are: {', '.join(sorted(known))}")

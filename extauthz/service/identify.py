@@ -28,6 +28,12 @@ from extauthz.service.key_ring import KeyRing
 from extauthz.service.rules import Clock, Rules
 from extauthz.store.base import StoreError
 
+_NO_SUCH_KEY = "this virtual key is not known: ask for the agent's key"
+_NOT_VERIFIED = (
+    "this token was not accepted: it has expired, or is of another issuer, for another audience, "
+    "or signed by a key that is not known"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -105,7 +111,7 @@ class Identifier:
         if agent is not None:
             return Caller(agent, key_hash)
         if not is_made_key(key):
-            refusals.append("this virtual key is not known: ask for the agent's key")
+            refusals.append(_NOT_VERIFIED if _is_token(key) else _NO_SUCH_KEY)
             return None
         return await self._by_stored_key(key_hash, anew=anew)
 
@@ -153,6 +159,11 @@ class Identifier:
         if agent is None:
             raise _unknown(f"the agent '{name}' of this {what} is not configured")
         return Caller(agent)
+
+
+def _is_token(key: str) -> bool:
+    """Whether a text looks like a JWT: one that is verified has been taken off the request."""
+    return key.startswith("eyJ") and key.count(".") == 2
 
 
 def _unknown(message: str) -> Denied:

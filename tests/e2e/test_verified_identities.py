@@ -214,6 +214,22 @@ def test_a_token_that_does_not_hold_names_nobody(
     assert received(sidecar.sandbox, answer.mark) is None
 
 
+def test_a_token_that_does_not_hold_is_told_apart_from_a_key(
+    sidecar: Sidecar, issuers: Issuers
+) -> None:
+    expired = issuers.cluster.token(sub=SERVICE_ACCOUNT, exp=1_700_000_000)
+    assert "has expired, or is of another issuer" in ask(sidecar, bearer(expired)).error["message"]
+    assert "virtual key is not known" in ask(sidecar, bearer("sk-else")).error["message"]
+
+
+def test_there_is_no_master_key_the_admin_token_is_nobodys(sidecar: Sidecar) -> None:
+    token = (sidecar.data_dir / "admin_token").read_text().strip()
+
+    answer = ask(sidecar, bearer(token))
+
+    assert (answer.status, answer.reason) == (401, "unknown_agent")
+
+
 def test_nothing_that_a_client_writes_beside_its_key_makes_it_another_agent(
     sidecar: Sidecar, issuers: Issuers
 ) -> None:

@@ -145,6 +145,7 @@ async def test_the_shipped_acl_file_lets_the_ledger_do_its_work_and_nothing_else
     if kind == "redis" and debian_redis() is None:
         pytest.skip("no redis-server on this machine: the ACL file has been tried with Valkey only")
     digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
+    refused = r"(?i)permission|can't run|can't access"
     file = tmp_path / "users.acl"
     file.touch()
     access = OfThisSystem() if kind == "redis" else OPEN
@@ -156,9 +157,7 @@ async def test_the_shipped_acl_file_lets_the_ledger_do_its_work_and_nothing_else
         await everything_else(url, tmp_path)
         with contextlib.closing(redis.Redis.from_url(url)) as client:
             for words in FORBIDDEN:
-                with pytest.raises(
-                    redis.ResponseError, match=r"(?i)permission|can't run|can't access"
-                ):
+                with pytest.raises(redis.ResponseError, match=refused):
                     client.execute_command(*words.split())
         with contextlib.closing(node.client()) as anybody, pytest.raises(redis.AuthenticationError):
             anybody.ping()

@@ -144,10 +144,11 @@ def _demo(_options: argparse.Namespace) -> None:
 
 def _announce(config: Config) -> None:
     egress = config.listen.egress
+    scheme = "https" if any(way.mtls for way in config.identity) else "http"
     lines = ["extauthz is up. Point each SDK's base_url at it, with the agent's virtual key:"]
     for name, provider in config.providers.items():
         suffix = "/v1" if provider.api == "openai" else ""
-        lines.append(f"  {name:<12} http://{egress}/{name}{suffix}")
+        lines.append(f"  {name:<12} {scheme}://{egress}/{name}{suffix}")
     lines.append(f"  metrics      http://{config.listen.metrics}/metrics")
     if config.store.url is None:
         lines.append("The ledger is embedded: limits hold for this host only (see store.url).")

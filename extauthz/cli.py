@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from extauthz import __version__
-from extauthz.commands import audit, budget, key, ledger, pause, price, reconcile, spend
+from extauthz.commands import (
+    audit,
+    authority,
+    budget,
+    key,
+    ledger,
+    lockdown,
+    pause,
+    price,
+    reconcile,
+    spend,
+)
 from extauthz.config import PLACEHOLDER_KEY_HASH, Config, ConfigError, example_text, load
 from extauthz.errors import OperatorError
 from extauthz.identity import hash_key, make_key
@@ -61,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     envoy.set_defaults(run=_envoy)
 
     key.add_to(commands)
+    authority.add_to(commands)
+    lockdown.add_to(commands)
     budget.add_to(commands)
     pause.add_to(commands)
     reconcile.add_to(commands)
@@ -149,6 +162,9 @@ def _announce(config: Config) -> None:
     for name, provider in config.providers.items():
         suffix = "/v1" if provider.api == "openai" else ""
         lines.append(f"  {name:<12} {scheme}://{egress}/{name}{suffix}")
+    for host, _ in config.intercepted_hosts():
+        assert config.intercept is not None
+        lines.append(f"  intercepted  {host} at {config.intercept.listen}")
     lines.append(f"  metrics      http://{config.listen.metrics}/metrics")
     if config.store.url is None:
         lines.append("The ledger is embedded: limits hold for this host only (see store.url).")

@@ -13,7 +13,12 @@ from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.
 from envoy_data_plane.google.protobuf import Any
 
 from extauthz.bootstrap.clusters import local_clusters
-from extauthz.bootstrap.listeners import OWNER_ONLY, egress_listener, hop_listener
+from extauthz.bootstrap.listeners import (
+    OWNER_ONLY,
+    egress_listener,
+    hop_listener,
+    intercept_listener,
+)
 from extauthz.bootstrap.printing import as_yaml
 from extauthz.bootstrap.settings import EnvoySettings
 from extauthz.bootstrap.upstreams import provider_cluster, secret, token_clusters
@@ -38,7 +43,11 @@ def bootstrap(settings: EnvoySettings) -> Bootstrap:
         # Statistics are computed when the admin socket is asked, there is nowhere to push them.
         stats_flush_on_admin=True,
         static_resources=BootstrapStaticResources(
-            listeners=[egress_listener(settings), hop_listener(settings)],
+            listeners=[
+                egress_listener(settings),
+                *([intercept_listener(settings)] if settings.intercepted else []),
+                hop_listener(settings),
+            ],
             clusters=[
                 *(provider_cluster(settings, provider) for provider in settings.providers),
                 *local_clusters(settings),

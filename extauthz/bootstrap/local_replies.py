@@ -21,6 +21,7 @@ from envoy_data_plane.google.protobuf import Any, Struct
 
 from extauthz.bootstrap.filters import CALL_NAMESPACE, REQUEST_ID_KEY
 from extauthz.bootstrap.headers import overwrite
+from extauthz.bootstrap.routes import OTHER_HOST
 from extauthz.bootstrap.settings import EnvoySettings
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Adapter, Refusal
@@ -103,6 +104,14 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         "nothing could be counted in it. Call the API with plain HTTP requests at this host, with "
         "a provider's path as base_url.",
         reason=Reason.TUNNEL_REFUSED,
+        headers={"x-should-retry": "false"},
+    )
+    yield _Reply(
+        when=f'xds.route_name == "{OTHER_HOST}"',
+        status=HTTPStatus.MISDIRECTED_REQUEST,
+        message="The request's host is not the one that its TLS connection was made for, so nobody "
+        "can tell which provider it is meant for. Use a connection for each host name.",
+        reason=Reason.UNKNOWN_ROUTE,
         headers={"x-should-retry": "false"},
     )
     known = ", ".join(f"/{provider.name}/" for provider in settings.providers)

@@ -10,6 +10,10 @@ NOTES: dict[str, str] = {
     "- name: egress": (
         "Agents connect here. Every call passes Check before it can reach a provider."
     ),
+    "- name: intercept": (
+        "Calls to the providers' own host names, which the firewall leads here. Other names match "
+        "no chain and are closed."
+    ),
     "- name: access_log_hop": (
         "The access logger drops what it cannot send at once. Behind this hop it always can: "
         "the TCP proxy waits for the sink."

@@ -1,4 +1,4 @@
-"""Routes: `/<provider>/...` goes to that provider, and everything else goes nowhere."""
+"""Routes: `/<provider>/...`, or its host name, goes to that provider; all else goes nowhere."""
 
 from datetime import timedelta
 
@@ -33,6 +33,8 @@ from extauthz.bootstrap.filters import EXT_AUTHZ, KEY_FROM_QUERY
 from extauthz.bootstrap.settings import EnvoySettings, ProviderSettings
 
 UNKNOWN_ROUTE = "unknown_route"
+OTHER_HOST = "other_host"
+"""Of a request whose host is not that of its TLS: domain fronting, or a mistake."""
 
 
 def provider_routes(settings: EnvoySettings) -> RouteConfiguration:
@@ -44,7 +46,11 @@ def provider_routes(settings: EnvoySettings) -> RouteConfiguration:
                 name="providers",
                 domains=["*"],
                 routes=[
-                    *(_provider(settings, provider) for provider in settings.providers),
+                    # With its slash: `/openai` and `/openaix` are not this provider.
+                    *(
+                        _provider(settings, provider, f"/{provider.name}")
+                        for provider in settings.providers
+                    ),
                     _unknown_route(),
                 ],
             )
@@ -52,12 +58,33 @@ def provider_routes(settings: EnvoySettings) -> RouteConfiguration:
     )
 
 
-def _provider(settings: EnvoySettings, provider: ProviderSettings) -> Route:
+def host_routes(
+    settings: EnvoySettings, provider: ProviderSettings, host: str
+) -> RouteConfiguration:
+    """All paths of one intercepted host name; in its TLS, another host is no host at all.
+
+    A gateway's own host name has the base path in it already, the API's documented one has not.
+    """
+    prefix = provider.upstream.base_path if host == provider.upstream.host else ""
+    return RouteConfiguration(
+        name=f"intercept_{host}",
+        virtual_hosts=[
+            VirtualHost(
+                name=host,
+                domains=[host, f"{host}:443"],
+                routes=[_provider(settings, provider, prefix), _unknown_route()],
+            ),
+            VirtualHost(name=OTHER_HOST, domains=["*"], routes=[_other_host()]),
+        ],
+    )
+
+
+def _provider(settings: EnvoySettings, provider: ProviderSettings, prefix: str) -> Route:
+    """What stands behind the prefix is the provider's own path, for Check as for the provider."""
     upstream = provider.upstream
     return Route(
         name=provider.name,
-        # With its slash: `/openai` and `/openaix` are not this provider.
-        match=RouteMatch(prefix=f"/{provider.name}/"),
+        match=RouteMatch(prefix=f"{prefix}/"),
         route=RouteAction(
             cluster=provider.cluster,
             prefix_rewrite=f"{upstream.base_path}/",
@@ -76,7 +103,11 @@ def _provider(settings: EnvoySettings, provider: ProviderSettings) -> Route:
             EXT_AUTHZ: Any.pack(
                 ExtAuthzPerRoute(
                     check_settings=CheckSettings(
-                        context_extensions={"provider": provider.name, "api": provider.api}
+                        context_extensions={
+                            "provider": provider.name,
+                            "api": provider.api,
+                            "prefix": prefix,
+                        }
                     )
                 )
             ),
@@ -109,9 +140,18 @@ def _unknown_route() -> Route:
 
     Nothing can leave through this route, so Check is spared: it would read up to 32 MiB to refuse.
     """
+    return _nowhere(UNKNOWN_ROUTE, 403)
+
+
+def _other_host() -> Route:
+    """Misdirected: a client that shares connections among hosts makes one of its own for it."""
+    return _nowhere(OTHER_HOST, 421)
+
+
+def _nowhere(name: str, status: int) -> Route:
     return Route(
-        name=UNKNOWN_ROUTE,
+        name=name,
         match=RouteMatch(prefix="/"),
-        direct_response=DirectResponseAction(status=403),
+        direct_response=DirectResponseAction(status=status),
         typed_per_filter_config={EXT_AUTHZ: Any.pack(ExtAuthzPerRoute(disabled=True))},
     )

@@ -193,6 +193,16 @@ class ProviderSettings:
         return f"{self.name}-credential"
 
 
+@dataclass(frozen=True, slots=True)
+class InterceptedHost:
+    """A provider's host name, with the certificate that this host shows in its place."""
+
+    name: str
+    provider: str
+    certificate: Path
+    key: Path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvoySettings:
     """Everything that `render` needs; the defaults are those of `extauthz.yaml`."""
@@ -200,6 +210,9 @@ class EnvoySettings:
     egress_host: str = "127.0.0.1"
     egress_port: int = 10000
     providers: tuple[ProviderSettings, ...]
+    intercept_host: str = "127.0.0.1"
+    intercept_port: int = 10443
+    intercepted: tuple[InterceptedHost, ...] = ()  # none: there is no such listener
 
     check_sockets: tuple[Path, ...]  # one for each service process
     access_log_socket: Path  # where the access-log sink listens
@@ -232,6 +245,11 @@ class EnvoySettings:
         names = [provider.name for provider in self.providers]
         if not names or len(set(names)) != len(names):
             raise SettingsError("there is at least one provider, and each has its own name")
+        hosts = [host.name for host in self.intercepted]
+        if len(set(hosts)) < len(hosts) or not {one.provider for one in self.intercepted} <= {
+            *names
+        }:
+            raise SettingsError("an intercepted host is that of one provider")
         if not self.check_sockets:
             raise SettingsError("there is at least one Check socket")
         sockets = (

@@ -170,14 +170,34 @@ def _contradictions(config: Config) -> Iterator[str]:
         if price.provider not in config.providers:
             yield f"prices[{index}].provider: there is no provider '{price.provider}'"
     listens = [config.listen.egress, config.listen.metrics, config.listen.admin]
+    if config.intercept is not None:
+        listens.append(config.intercept.listen)
     if len(set(listens)) < len(listens):
-        yield "listen: egress, metrics and admin need addresses of their own"
+        yield "listen: egress, metrics, admin and intercept need addresses of their own"
+    yield from _intercept_contradictions(config)
     made = config.defaults.agent
     yield from identity_contradictions(
         config.identity, frozenset(config.agents), may_make=made is not None and bool(made.budgets)
     )
     yield from _agent_contradictions(config)
     yield from _budget_contradictions(config)
+
+
+def _intercept_contradictions(config: Config) -> Iterator[str]:
+    if config.intercept is None:
+        return
+    for name in config.intercept.hosts:
+        if name not in config.providers:
+            yield f"intercept.hosts.{name}: there is no provider '{name}'"
+    owners: dict[str, str] = {}
+    for host, name in config.intercepted_hosts():
+        if (owner := owners.setdefault(host, name)) != name:
+            yield (
+                f"intercept.hosts: {host} is a host of '{owner}' and of '{name}': name it for one "
+                "of them, and let the other have others or []"
+            )
+    if not owners:
+        yield "intercept.hosts: no provider has a host name to intercept: name some"
 
 
 def _agent_contradictions(config: Config) -> Iterator[str]:

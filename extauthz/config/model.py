@@ -51,6 +51,7 @@ _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-[0-9]")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+_HOST_NAME = re.compile(r"(?=.*[a-z])([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}")
 _HEADER_SAFE = re.compile(r"[!#-\[\]-~]+")
 
 
@@ -85,6 +86,14 @@ def _upstream(value: str) -> str:
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("an upstream URL has no query, fragment or credential")
     return value
+
+
+def _own_host(upstream: str) -> tuple[str, ...]:
+    """The host of an https URL, where it has a name and the port that SDKs would use."""
+    parts = urlsplit(upstream)
+    host = parts.hostname or ""
+    usable = parts.scheme == "https" and parts.port in (None, 443) and _HOST_NAME.fullmatch(host)
+    return (host,) if usable else ()
 
 
 def _header_safe(value: str) -> str:
@@ -174,6 +183,23 @@ class ListenBlock(Block):
     egress: ListenAddress = Address("127.0.0.1", 10000)
     metrics: ListenAddress = Address("127.0.0.1", 9464)
     admin: ListenAddress = Address("127.0.0.1", 9465)
+
+
+def _host_name(value: str) -> str:
+    if not _HOST_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no host name in lower case, such as api.openai.com")
+    return value
+
+
+HostName = Annotated[str, StringConstraints(max_length=253), AfterValidator(_host_name)]
+
+
+class InterceptBlock(Block):
+    """Transparent interception: TLS of the providers' own host names is terminated here."""
+
+    listen: ListenAddress
+    ca: ConfigPath | None = None
+    hosts: dict[Name, tuple[HostName, ...]] = Field(default_factory=dict)
 
 
 class SecretBlock(Block):
@@ -424,6 +450,7 @@ class Config(Block):
     store: StoreBlock = StoreBlock()
     data_dir: ConfigPath = Field(default=Path("./.extauthz"), validate_default=True)
     listen: ListenBlock = ListenBlock()
+    intercept: InterceptBlock | None = None
     providers: dict[Name, ProviderBlock] = Field(default_factory=dict)
     prices: tuple[PriceBlock, ...] = ()
     identity: Identity = (IdentityBlock(virtual_key=VirtualKeyBlock()),)
@@ -443,6 +470,16 @@ class Config(Block):
         if twice:
             raise ValueError(f"case makes no difference, and these stand twice: {', '.join(twice)}")
         return data
+
+    def intercepted_hosts(self) -> list[tuple[str, str]]:
+        """Host names to intercept, each with its provider; those of the upstreams by default."""
+        if self.intercept is None:
+            return []
+        return [
+            (host, name)
+            for name, provider in self.providers.items()
+            for host in self.intercept.hosts.get(name, _own_host(provider.upstream))
+        ]
 
     def budget_blocks(self) -> Iterator[tuple[str, Scope, str, tuple[BudgetBlock, ...]]]:
         """All budgets with their path, scope and name."""

@@ -73,6 +73,16 @@ class DataDir:
         return self.root / "envoy" / "secrets"
 
     @property
+    def ca(self) -> Path:
+        """The local CA, where the config names no other folder."""
+        return self.root / "ca"
+
+    @property
+    def envoy_certificates(self) -> Path:
+        """Certificates that the local CA has issued for intercepted hosts, with their keys."""
+        return self.root / "envoy" / "certificates"
+
+    @property
     def access_log(self) -> Path:
         """Envoy's file access log."""
         return self.root / "access_log.jsonl"
@@ -123,7 +133,7 @@ class DataDir:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             _for_owner_only(self.root)
-            for folder in ("run", "store", "books", "envoy", "envoy/secrets"):
+            for folder in ("run", "store", "books", "envoy", "envoy/secrets", "envoy/certificates"):
                 (self.root / folder).mkdir(mode=0o700, exist_ok=True)
                 _for_owner_only(self.root / folder)
         except OSError as error:

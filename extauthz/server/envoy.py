@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import yaml
@@ -18,6 +19,7 @@ from extauthz.bootstrap import (
     EnvironmentSource,
     EnvoySettings,
     FileSource,
+    InterceptedHost,
     ProviderSettings,
     SettingsError,
     TokenIssuer,
@@ -51,6 +53,7 @@ def envoy_settings(config: Config) -> EnvoySettings:
             egress_host=config.listen.egress.host,
             egress_port=config.listen.egress.port,
             providers=_providers(config, data_dir),
+            **_intercepted(config, data_dir),
             check_sockets=(data_dir.check_socket,),
             access_log_socket=data_dir.sink_socket,
             hop_socket=data_dir.hop_socket,
@@ -70,6 +73,20 @@ def envoy_settings(config: Config) -> EnvoySettings:
         )
     except SettingsError as error:
         raise ConfigError("config", [str(error)]) from error
+
+
+def _intercepted(config: Config, data_dir: DataDir) -> dict[str, Any]:
+    if config.intercept is None:
+        return {}
+    folder = data_dir.envoy_certificates
+    return {
+        "intercept_host": config.intercept.listen.host,
+        "intercept_port": config.intercept.listen.port,
+        "intercepted": tuple(
+            InterceptedHost(host, provider, folder / f"{host}.pem", folder / f"{host}.key")
+            for host, provider in config.intercepted_hosts()
+        ),
+    }
 
 
 def _providers(config: Config, data_dir: DataDir) -> tuple[ProviderSettings, ...]:

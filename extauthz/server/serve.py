@@ -56,6 +56,7 @@ _FIXED = (
     "store",
     "data_dir",
     "listen",
+    "intercept",
     "books",
     "providers",
     "identity",

@@ -30,6 +30,7 @@ from extauthz.server.envoy import (
     missing_credentials,
     write_secret_files,
 )
+from extauthz.server.interception import issue_certificates, missing_authority
 from extauthz.server.rotation import LogRotation
 from extauthz.store.base import StoreError
 from extauthz.store.embedded import valkey_command
@@ -68,11 +69,15 @@ class Sidecar:
             ConfigError: a credential, a binary or an address is missing or taken.
         """
         errors = list(missing_credentials(self._config))
-        for name in ("egress", "metrics", "admin"):
-            address: Address = getattr(self._config.listen, name)
+        listen = self._config.listen
+        addresses = {f"listen.{name}": getattr(listen, name) for name in listen.__pydantic_fields__}
+        if self._config.intercept is not None:
+            addresses["intercept.listen"] = self._config.intercept.listen
+            errors += missing_authority(self._config)
+        for name, address in addresses.items():
             problem = _listen_problem(address)
             if problem:
-                errors.append(f"listen.{name}: {address} {problem}")
+                errors.append(f"{name}: {address} {problem}")
         if errors:
             raise ConfigError(str(self._config_path), errors)
         envoy_binary()
@@ -121,6 +126,8 @@ class Sidecar:
     async def _start_envoy(self) -> None:
         path = self._data_dir.envoy_config
         write_secret_files(self._config, self._data_dir, self._settings)
+        if self._config.intercept is not None:
+            await asyncio.to_thread(issue_certificates, self._config, self._data_dir)
         path.write_text(await asyncio.to_thread(render, self._settings))
         await self._start(self._envoy(path))
 

@@ -37,11 +37,13 @@ def call_attributes(request: ext_authz_pb2.CheckRequest) -> CallAttributes:
     attributes = request.attributes
     http = attributes.request.http
     provider = attributes.context_extensions.get("provider", "")
+    # (the prefix of an intercepted host is empty, whatever its provider is called)
+    prefix = attributes.context_extensions.get("prefix", f"/{provider}")
     path, _, query = http.path.partition("?")
     return CallAttributes(
         provider=provider,
         method=http.method,
-        path=path.removeprefix(f"/{provider}") if provider else path,
+        path=path.removeprefix(prefix) if provider else path,
         query=query,
         headers=http.headers,
         body=http.raw_body,

@@ -11,6 +11,7 @@
 -- JSON text, written the moment they are complete, so that an abort keeps what was seen:
 --   usage, model, service_tier                   at the places named in the scopes below
 --   usage_start, error (true), events (number)   from streams of events only
+--   error_code                                   from JSON: why the provider refused
 --   complete (true)                              at the body's end, or at a stream's own last event
 --   bytes (number)                               at the body's end
 --   content_encoding, content_type               why a body cannot be read
@@ -36,6 +37,7 @@ local USAGE_START = {fact = "usage_start", first_byte = OPEN_OBJECT, first_wins 
 local MODEL = {fact = "model", first_byte = QUOTE, first_wins = true}
 local SERVICE_TIER = {fact = "service_tier", first_byte = QUOTE}
 local ERROR = {fact = "error", first_byte = OPEN_OBJECT, value = true}
+local ERROR_CODE = {fact = "error_code", first_byte = QUOTE}
 
 -- A scope maps the keys of an open object to fields. The document itself, and what stands in a
 -- list, has no key. No scope lies deeper than SCOPE_DEPTH_MAX.
@@ -43,6 +45,7 @@ local NO_KEY, SCOPE_DEPTH_MAX = false, 2
 local JSON_ROOT = {
   usage = USAGE, model = MODEL, service_tier = SERVICE_TIER,
   usageMetadata = USAGE, modelVersion = MODEL,  -- Gemini
+  error = {inside = {[OPEN_OBJECT] = {code = ERROR_CODE}}},
 }
 -- Gemini without alt=sse streams one JSON list of objects, each a root of its own. Only a body of
 -- content type JSON may be such a list, never the data of an SSE event. It can end in an error.

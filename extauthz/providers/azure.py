@@ -2,7 +2,8 @@
 
 From https://learn.microsoft.com/azure/ai-foundry/openai/reference: a call names a *deployment*, in
 its path or (under `/openai/v1`) as its `model`; the config says which model that is. A prompt that
-the content filter refuses (400) and a time-out (408) are billed.
+the content filter refuses (400, `content_filter`) and a time-out (408) are billed, says
+https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-filter.
 """
 
 from extauthz.providers.base import UNBILLED_STATUS, Adapter
@@ -12,6 +13,15 @@ from extauthz.providers.openai.refusals import refusal_body
 from extauthz.providers.openai.tiers import OPENAI_TIERS
 
 _DIALECT = Dialect(price_provider="azure", usage_shape=("azure", "chat"), tiers=OPENAI_TIERS)
+# A 400 that names one of these was refused before any model or filter saw it: the `code`s of
+# https://platform.openai.com/docs/guides/error-codes for a request that is malformed.
+_MALFORMED = frozenset((
+    "array_above_max_length", "context_length_exceeded", "decimal_above_max_value",
+    "decimal_below_min_value", "empty_array", "integer_above_max_value", "integer_below_min_value",
+    "invalid_function_parameters", "invalid_json_schema", "invalid_type", "invalid_value",
+    "missing_required_parameter", "string_above_max_length", "unknown_parameter",
+    "unsupported_parameter", "unsupported_value",
+))  # fmt: skip
 _DEPLOYMENT = r"/openai/deployments/(?P<model>[A-Za-z0-9][A-Za-z0-9._-]*)"
 _DATED = r"api-version=[A-Za-z0-9.-]+"
 _UNDATED = rf"({_DATED})?"
@@ -35,5 +45,6 @@ AZURE = Adapter(
     credential_header="api-key",
     credential_prefix="",
     unbilled_status=UNBILLED_STATUS - {400},
+    unbilled_codes=_MALFORMED,
     names_deployments=True,
 )

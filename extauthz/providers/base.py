@@ -124,6 +124,7 @@ class CapturedResponse:
     service_tier: str | None = None
     error: bool = False
     complete: bool = False
+    error_code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +234,7 @@ class Adapter:
         credential_header: where the provider's own key goes, in lower case.
         credential_prefix: what stands before it there.
         unbilled_status: statuses of the provider's own that prove that nothing was billed.
+        unbilled_codes: codes of a 400 that prove it, where the status alone does not.
         names_deployments: whether calls name a deployment, whose model the config tells.
         key_parameter: the query parameter in which its clients may send their key; Envoy moves it
             to `credential_header` before anything reads the request.
@@ -245,6 +247,7 @@ class Adapter:
     credential_header: str = "authorization"
     credential_prefix: str = "Bearer "
     unbilled_status: frozenset[int] = UNBILLED_STATUS
+    unbilled_codes: frozenset[str] = frozenset()
     names_deployments: bool = False
     key_parameter: str | None = None
     regional_upstream: re.Pattern[str] = _NO_URL

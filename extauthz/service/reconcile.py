@@ -108,7 +108,8 @@ class Reconciler:
         result: Reconciled,
     ) -> None:
         policies, now_ms = self._rules.policies, self._clock()
-        ending = ending_of(call, self._rules.unbilled_status(call.record.provider))
+        unbilled = self._rules.unbilled_status(call.record.provider, call.captured)
+        ending = ending_of(call, unbilled)
         if stored is None and ending is Ending.CHARGE:
             # Lost by the store: recovered from the record, as long as its ending would be known.
             if now_ms - call.record.reserved_at_ms > call.record.settle_horizon_ms:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from extauthz.policies import Agent, Policies
 from extauthz.pricing import PriceBook
 from extauthz.providers import ADAPTERS
+from extauthz.providers.base import CapturedResponse
+from extauthz.providers.captured import decode_string
 
 Clock = Callable[[], int]
 """Epoch milliseconds; injected, so that tests can move through days."""
@@ -35,8 +37,12 @@ class Rules:
         self.policies = self.policies.with_made(name)
         return self.policies.agents.get(name)
 
-    def unbilled_status(self, provider: str) -> frozenset[int]:
-        """The statuses of its own for which a configured provider bills nothing."""
+    def unbilled_status(self, provider: str, captured: CapturedResponse) -> frozenset[int]:
+        """The statuses of its own for which a configured provider bills nothing, by its answer."""
         upstream = self.policies.upstreams.get(provider)
-        # Of one that is no longer configured nothing is known: only what never left is proof.
-        return ADAPTERS[upstream.api].unbilled_status if upstream else frozenset()
+        if upstream is None:
+            # Of one that is no longer configured nothing is known: only what never left is proof.
+            return frozenset()
+        adapter = ADAPTERS[upstream.api]
+        is_proof = decode_string(captured.error_code) in adapter.unbilled_codes
+        return adapter.unbilled_status | ({400} if is_proof else set())

@@ -98,7 +98,8 @@ class Settler:
         left: list[CompletedCall] = []
         charges: list[tuple[Settlement, Settle]] = []
         for call in calls:
-            wanted = ending_of(call, self.rules.unbilled_status(call.record.provider))
+            unbilled = self.rules.unbilled_status(call.record.provider, call.captured)
+            wanted = ending_of(call, unbilled)
             if wanted is Wanted.CHARGE:
                 charges.append(self._price(call))
                 continue

@@ -150,4 +150,5 @@ def _captured(usage: dict[str, Any] | None) -> CapturedResponse:
         service_tier=text("service_tier"),
         error=usage.get("error") is True,
         complete=usage.get("complete") is True,
+        error_code=text("error_code"),
     )

@@ -207,4 +207,5 @@ def _captured(usage: Struct | None) -> CapturedResponse:
         service_tier=text("service_tier"),
         error="error" in fields and fields["error"].bool_value,
         complete="complete" in fields and fields["complete"].bool_value,
+        error_code=text("error_code"),
     )

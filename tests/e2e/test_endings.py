@@ -62,7 +62,7 @@ def cases(table: dict[str, tuple[dict[str, Any], str]]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def sidecar() -> Iterator[Sidecar]:
-    agents: dict[str, Any] = agent("waiting", "0.0125")
+    agents: dict[str, Any] = agent("waiting", "0.0125") | agent("cheat", "0.0020")
     for number in range(BOTS):
         agents |= agent(f"bot{number}", "5.00")
     dead = {"api": "openai", "upstream": f"http://127.0.0.1:{free_port()}"}
@@ -220,6 +220,40 @@ def test_a_client_that_hangs_up_half_way_has_spent_no_less_than_the_bill(
         next(iter(stream))
 
     assert_spent_is_the_reservation(sidecar, bot)
+    assert sidecar.sandbox.total_nanousd(bot) > 0
+
+
+def test_who_hangs_up_in_a_loop_to_cheat_is_stopped_at_the_limit(sidecar: Sidecar) -> None:
+    def hang_up() -> str:
+        """Why the call was refused; "" if it was not, and then its client left half-way."""
+        try:
+            with open_stream(sidecar, "openai", "cheat", chunk_delay_ms=100_000) as stream:
+                next(iter(stream))
+        except openai.APIStatusError as error:
+            return error.response.headers["x-budget-reason"]
+        return ""
+
+    reason = next(filter(None, iter(hang_up, None)))
+
+    assert reason in ("budget_exhausted", "budget_held")
+    until(lambda: sidecar.balance("cheat")[1] == 0)
+    billed = sidecar.sandbox.total_nanousd("cheat")
+    calls = [one for one in sidecar.log_lines("settlement") if one["agent"] == "cheat"]
+    assert len(calls) >= 3
+    assert 0 < billed <= sidecar.balance("cheat")[0] <= 2_000_000
+
+
+def test_a_client_that_leaves_after_the_last_token_pays_what_was_reserved(
+    sidecar: Sidecar, bot: str
+) -> None:
+    """Before the usage has come: the provider bills the whole answer, and told nobody."""
+    with open_stream(sidecar, "openai", bot, chunks=2, chunk_delay_ms=1_000) as stream:
+        for event in stream:
+            if event.choices and event.choices[0].finish_reason:
+                break
+
+    assert_spent_is_the_reservation(sidecar, bot)
+    assert settled(sidecar, bot)["exactness"] == "unknown"
     assert sidecar.sandbox.total_nanousd(bot) > 0
 
 

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SSE = "text/event-stream"
-VALUE_START = {"usage": "{", "usage_start": "{", "error": "{", "model": '"', "service_tier": '"'}
+VALUE_START = {
+    "usage": "{", "usage_start": "{", "error": "{", "model": '"', "service_tier": '"',
+    "error_code": '"',
+}  # fmt: skip
 ROOT = {
     "usage": "usage",
     "usageMetadata": "usage",
@@ -18,6 +21,7 @@ ROOT = {
 }
 SSE_ROOT = ROOT | {"error": "error"}
 LIST_ROOT = dict(SSE_ROOT)  # of a list: the same names, but nothing lies within them
+JSON_INNER = {"error": {"code": "error_code"}}
 SSE_INNER = {
     "message": {"usage": "usage_start", "model": "model"},
     "delta": {"usage": "usage"},
@@ -50,8 +54,9 @@ def facts_of_object(text, names):
         fact = names.get(key)
         if fact and value.startswith(VALUE_START[fact]):
             yield fact, value
-        if names is SSE_ROOT and value.startswith("{") and key in SSE_INNER:
-            yield from facts_of_object(value, SSE_INNER[key])
+        inner = {id(ROOT): JSON_INNER, id(SSE_ROOT): SSE_INNER}.get(id(names), {})
+        if value.startswith("{") and key in inner:
+            yield from facts_of_object(value, inner[key])
 
 
 def facts_of_json(text):
@@ -83,7 +88,7 @@ def expected(body, content_type):
     for fact, value in facts_of_sse(text) if content_type == SSE else facts_of_json(text):
         if fact == "error":
             result[fact] = True
-        elif fact not in result or fact in ("usage", "service_tier"):
+        elif fact not in result or fact in ("usage", "service_tier", "error_code"):
             result[fact] = value.encode("latin-1")
             if not result[fact].isascii():
                 result["unreadable"], result[fact] = True, b""
@@ -100,7 +105,7 @@ TEXT = st.lists(
     max_size=6,
 ).map("".join)
 KEY = st.one_of(
-    st.sampled_from([*ROOT, "error", "message", "response", "usage", "usage"]),
+    st.sampled_from([*ROOT, "error", "code", "message", "response", "usage", "usage"]),
     st.sampled_from(["\\u0075sage", "usage\\\\", '\\"usage', "x" * 70, "x" * 64 + "usage", ""]),
     TEXT,
 )

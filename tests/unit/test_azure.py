@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from service_rules import agent, budget
+from service_rules import rules as rules_of
 
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import Metering, Request
+from extauthz.providers.base import CapturedResponse, Metering, Request
 
 AZURE = ADAPTERS["azure"]
 DATED = "api-version=2024-10-21"
@@ -56,3 +58,22 @@ def test_a_prompt_that_the_content_filter_refuses_is_billed():
     assert 400 not in AZURE.unbilled_status
     assert 408 not in AZURE.unbilled_status
     assert {401, 429, 500} <= AZURE.unbilled_status
+
+
+@pytest.mark.parametrize(
+    ("code", "is_free"),
+    [
+        ('"missing_required_parameter"', True),
+        ('"context_length_exceeded"', True),
+        ('"content_filter"', False),
+        ('"unheard_of"', False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_a_400_that_names_a_malformed_request_is_free(code, is_free):
+    rules = rules_of(agent(budget(1)))
+    answer = CapturedResponse(error_code=code)
+    assert (400 in rules.unbilled_status("azure", answer)) is is_free
+    assert 400 in rules.unbilled_status("openai", answer)
+    assert not rules.unbilled_status("no-longer-configured", answer)

@@ -233,9 +233,9 @@ def test_who_hangs_up_in_a_loop_to_cheat_is_stopped_at_the_limit(sidecar: Sideca
             return error.response.headers["x-budget-reason"]
         return ""
 
-    reason = next(filter(None, iter(hang_up, None)))
+    reasons = (hang_up() for _ in range(50))
 
-    assert reason in ("budget_exhausted", "budget_held")
+    assert next(filter(None, reasons), "never refused") in ("budget_exhausted", "budget_held")
     until(lambda: sidecar.balance("cheat")[1] == 0)
     billed = sidecar.sandbox.total_nanousd("cheat")
     calls = [one for one in sidecar.log_lines("settlement") if one["agent"] == "cheat"]

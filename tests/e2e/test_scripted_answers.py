@@ -106,7 +106,7 @@ OUTPUT = f'"output":[{{"arguments":{SAID},"content":[{{"text":{SAID},"logprobs":
 
 def response(usage: str) -> str:
     """A response that echoes what the request held, around its usage."""
-    return f'{{"model":"{GPT}",{ECHO},{usage}"object":"response",{OUTPUT}}}'
+    return f'{{"model":"{GPT}",{ECHO},{usage}"object":"response",{OUTPUT},{ECHO}}}'
 
 
 def response_stream(padding: str = "") -> bytes:

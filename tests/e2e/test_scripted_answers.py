@@ -36,6 +36,9 @@ COST = {
     "anthropic": 10 * 1_000 + 5 * 5_000,
     "gemini": 10 * 300 + 5 * 2_500,
     "cohere": 10 * 2_500 + 5 * 10_000,
+    "search": 10 * 1_000 + 5 * 5_000 + 2 * 10_000_000,
+    "xai": 34_567,
+    "openrouter": 23_456,
 }
 # What a model or a prompt writes to be billed for nothing, in every API's words at once.
 NOTHING: dict[str, Any] = {
@@ -83,7 +86,7 @@ def stored_brotli(data: bytes) -> bytes:
     return ((len(data) - 1) << 4 | 1 << 20).to_bytes(3, "little") + data + b"\x03"
 
 
-def claude(*deltas: dict[str, int], start: dict[str, int], newline: str = "\n") -> bytes:
+def claude(*deltas: dict[str, Any], start: dict[str, int], newline: str = "\n") -> bytes:
     """A stream of Anthropic's, with a tool's input that lies."""
     parts = [
         {"type": "message_start", "message": {"model": "claude-haiku-4-5", "usage": start}},
@@ -196,6 +199,21 @@ EXACT = {
     "Gemini's list": Case(
         "gemini", by_byte(f"[{','.join(map(gemini, [*GEMINI_SO_FAR, GEMINI]))}]".encode())
     ),
+    "two searches": Case(
+        "search", [told({**ANTHROPIC, "server_tool_use": {"web_search_requests": 2}}).encode()]
+    ),
+    "two searches, streamed": Case(
+        "search",
+        [claude({"output_tokens": 5, "server_tool_use": {"web_search_requests": 2}},
+                start=ANTHROPIC)],
+        SSE,
+    ),
+    "what xAI says that it charges": Case(
+        "xai", [told({**OPENAI, "cost_in_usd_ticks": 345_670}).encode()]
+    ),
+    "what OpenRouter says that it charges": Case(
+        "openrouter", [events(told({**OPENAI, "cost": 0.000023456}))], SSE
+    ),
     "Cohere's tool call": Case(
         "cohere",
         [f'{{"message":{{{COHERE_TOOL}}},"usage":{json.dumps(COHERE)},"x":{PLANTED}}}'.encode()],
@@ -285,7 +303,7 @@ def sidecar(provider: str) -> Iterator[Sidecar]:
         agents |= agent(name, "1000.00")
     credential = {"env": "SANDBOX_OPENAI_CREDENTIAL"}
     providers: dict[str, Any] = {"anthropic": {"upstream": provider}}
-    for api in ("openai", "gemini", "cohere", "azure"):
+    for api in ("openai", "gemini", "cohere", "azure", "xai", "openrouter"):
         providers[api] = {"api": api, "upstream": provider, "credential": credential}
     providers["azure"]["deployments"] = {"mine": GPT}
     with running_sidecar(agents=agents, providers=providers) as running:
@@ -307,7 +325,7 @@ def _call(sidecar: Sidecar, what: str) -> None:
         post(sidecar, NAMES[what], body, path=path, x_case=str(number))
 
 
-def _request(case: Case) -> tuple[str, dict[str, Any]]:
+def _request(case: Case) -> tuple[str, dict[str, Any]]:  # noqa: PLR0911 - one for each API
     stream = case.content_type == SSE
     if case.api == "anthropic":
         return MESSAGES, message(stream=stream)
@@ -320,6 +338,15 @@ def _request(case: Case) -> tuple[str, dict[str, Any]]:
         contents = [{"parts": [{"text": "hello"}]}]
         body = {"contents": contents, "generationConfig": {"maxOutputTokens": 50}}
         return f"/gemini/v1beta/models/gemini-2.5-flash:{action}", body
+    if case.api == "search":
+        tool = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
+        return MESSAGES, message(stream=stream, tools=[tool])
+    if case.api == "xai":
+        return "/xai/v1/chat/completions", chat(model="grok-4.3", stream=stream)
+    if case.api == "openrouter":
+        fallbacks = {"models": ["openai/gpt-5.1"], "provider": {"sort": "price"}}
+        asked = chat(model="openai/gpt-4o-mini", stream=stream, **fallbacks)
+        return "/openrouter/v1/chat/completions", asked
     if case.api == "cohere":
         return "/cohere/v2/chat", chat(model="command-a-03-2025", stream=stream)
     if case.api == "azure":

@@ -20,6 +20,9 @@ SAMPLES: list[dict[str, Any]] = json.loads(
     Path(__file__).with_name("tightness.json").read_text(encoding="utf-8")
 )
 
+AT_MS = 1_795_000_000_000
+"""Of the prices."""
+
 
 @dataclass(frozen=True)
 class Tightness:
@@ -39,12 +42,13 @@ def tightness_of(sample: dict[str, Any]) -> Tightness:
     facts = adapter.read_request(sample["endpoint"], Request(body))
     priced = PriceBook([]).find(sample["api"], adapter.price_provider, facts.model)
     assert priced is not None
-    estimate = priced.estimate(facts, 0, None)
+    estimate = priced.estimate(facts, AT_MS, None)
     tokens = {name: sample[name] for name in ("input_tokens", "output_tokens")}
     return Tightness(
         estimate.nanousd,
-        estimate.nanousd_under.at(tokens["output_tokens"]),
-        priced.cost(UsageReport(Exactness.EXACT, tokens), 0),
+        # (a model that passes over caps is held at its most whatever is written)
+        estimate.nanousd_under.at(tokens["output_tokens"] if priced.caps_bind else estimate.cap),
+        priced.cost(UsageReport(Exactness.EXACT, tokens), AT_MS),
         estimate.input_tokens,
         tokens["input_tokens"],
     )

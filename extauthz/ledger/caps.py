@@ -53,6 +53,8 @@ class CapRange:
         least: what is of use; it is refused where there is no room for that.
         comfort: it is not capped below this for the sake of other calls, only for want of room.
         share_permille: of the room that is left, what one call gets where that is more.
+        written_max: no cap above it is written: the provider could refuse that. (Where the call
+            gets its `most`, none is written.)
         cost: the most that it can cost, in nano-USD, whatever its counters count.
     """
 
@@ -61,19 +63,23 @@ class CapRange:
     comfort: int
     share_permille: int
     cost: Slope
+    written_max: int = ROOM_MAX
 
     def __post_init__(self) -> None:
         if not (1 <= self.least <= self.most <= ROOM_MAX and 0 <= self.comfort <= ROOM_MAX):
             raise ValueError("an output cap is between 1 and its most")
         if not 0 <= self.share_permille <= SHARE_WHOLE:
             raise ValueError("a share is at most all of it")
+        if not self.least <= self.written_max <= ROOM_MAX:
+            raise ValueError("a cap that is written is of use")
         if not self.cost.is_exact_up_to(self.most):
             raise ValueError("a cost is beyond what a store can count")
 
     def chosen(self, room: int) -> int:
         """The cap in this much room, which is `least` at least."""
         share = room * self.share_permille // SHARE_WHOLE
-        return min(self.most, room, max(share, self.comfort, self.least))
+        cap = min(self.most, room, max(share, self.comfort, self.least))
+        return cap if cap == self.most else min(cap, self.written_max)
 
 
 def with_cap(particulars: str, cap: int, cost_nanousd: int) -> str:

@@ -3,7 +3,7 @@
 Without an entry the context window bounds the output, and without that `TOKENS_MAX_UNKNOWN`: a
 missing fact makes an estimate larger, never smaller. The figures are "max output tokens" of the
 providers' model pages: https://platform.openai.com/docs/models and
-https://docs.claude.com/en/docs/about-claude/models/overview.
+https://docs.claude.com/en/docs/about-claude/models/overview. docs/estimates.md has them all.
 """
 
 from fnmatch import fnmatchcase
@@ -36,6 +36,7 @@ _OUTPUT_TOKENS_MAX: tuple[tuple[str, int | None], ...] = (
     ("o4*", 100_000),
     # https://ai.google.dev/gemini-api/docs/models
     ("gemini-1.5*", 8_192),
+    ("gemini-2.0-flash-thinking*", None),
     ("gemini-2.0*", 8_192),
     ("gemini-2.5*", 65_536),
     ("gemini-3-*", 65_536),
@@ -46,6 +47,56 @@ _OUTPUT_TOKENS_MAX: tuple[tuple[str, int | None], ...] = (
     ("claude-sonnet-4-5*", 64_000),
     ("claude-opus-4-5*", 64_000),
 )
+
+
+# "For reasoning models and models that support function calls, the limit is only applied to the
+# main content and not to the reasoning content or function calls", says `max_tokens` of
+# https://github.com/xai-org/xai-proto/blob/main/proto/xai/api/v1/chat.proto. Others sell them too.
+_PASS_OVER_CAPS = ("*grok*",)
+
+
+# The first pattern that matches counts. docs/estimates.md says how they come about, from
+# https://platform.openai.com/docs/guides/images-vision#calculating-costs and
+# https://docs.claude.com/en/docs/build-with-claude/vision.
+_IMAGE_TOKENS_MAX: tuple[tuple[str, int], ...] = (
+    ("gpt-4o-mini*", 50_000),
+    ("gpt-4.1-mini*", 50_000),
+    ("gpt-4.1-nano*", 50_000),
+    ("gpt-4o*", 1_500),
+    ("gpt-4.1*", 1_500),
+    ("o1", 1_500),
+    ("o1-2024*", 1_500),
+    ("o1-pro*", 1_500),
+    ("o3", 1_500),
+    ("o3-2025*", 1_500),
+    ("*claude-3-*", 6_000),
+    ("*claude-haiku-4*", 6_000),
+    ("*claude-sonnet-4*", 6_000),
+    ("*claude-opus-4*", 6_000),
+)
+
+
+def image_tokens_max(model: str) -> int | None:
+    """The most input tokens that one picture takes; None: not known."""
+    return next(
+        (most for pattern, most in _IMAGE_TOKENS_MAX if fnmatchcase(model.lower(), pattern)), None
+    )
+
+
+def caps_bind(*names: str) -> bool:
+    """Whether an output cap bounds all that a model, by any of its names, bills as output."""
+    return not any(
+        fnmatchcase(name.lower(), pattern) for name in names for pattern in _PASS_OVER_CAPS
+    )
+
+
+def is_output_documented(model: str) -> bool:
+    """Whether the most that a model answers with is known, and so the largest cap it takes."""
+    return any(
+        tokens is not None
+        for pattern, tokens in _OUTPUT_TOKENS_MAX
+        if fnmatchcase(model.lower(), pattern)
+    )
 
 
 def output_tokens_max(model: str, context_window: int | None) -> int:

@@ -6,7 +6,7 @@ day: a call is estimated and settled at the prices of the moment it was reserved
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import translate
@@ -19,7 +19,14 @@ from genai_prices.data_units import unit_data
 from extauthz.money import ceil_nanousd
 from extauthz.pricing.bill import BillLine, bill_of
 from extauthz.pricing.estimate import Bound, Estimate, estimate_of
-from extauthz.pricing.limits import TOKENS_MAX_UNKNOWN, context_window_max, output_tokens_max
+from extauthz.pricing.limits import (
+    TOKENS_MAX_UNKNOWN,
+    caps_bind,
+    context_window_max,
+    image_tokens_max,
+    is_output_documented,
+    output_tokens_max,
+)
 from extauthz.pricing.regions import in_region
 from extauthz.providers.base import RequestFacts
 from extauthz.usage import UsageReport
@@ -68,13 +75,33 @@ class OwnPrice:
 
 @dataclass(frozen=True, slots=True)
 class PricedModel:
-    """A model with a price. `own` is set where the config priced it."""
+    """A model with a price.
+
+    Attributes:
+        info: its prices.
+        source: the list that they are from.
+        output_tokens_max: an upper bound of one answer.
+        context_window: an upper bound of it; None: not known.
+        own: set where the config priced it.
+        caps_bind: whether an output cap bounds all of its output.
+        cap_max: the largest cap that it is known to take; None: not known.
+        image_tokens_max: an upper bound of the input that one picture is; None: not known.
+    """
 
     info: types.ModelInfo
     source: types.Provider
     output_tokens_max: int
     context_window: int | None
     own: OwnPrice | None = None
+    caps_bind: bool = True
+    cap_max: int | None = None
+    image_tokens_max: int | None = None
+
+    def bounded(self, facts: RequestFacts) -> RequestFacts:
+        """The facts without a cap that does not bind this model."""
+        if self.caps_bind or facts.output_tokens_cap == 0:
+            return facts
+        return replace(facts, output_tokens_cap=None, cap_slot=None, other_caps=())
 
     def covers(self, facts: RequestFacts, at_ms: int) -> bool:
         """Whether all that the call can be billed for has a price.
@@ -108,14 +135,22 @@ class PricedModel:
 
     def bound(self, facts: RequestFacts, at_ms: int, default_output_tokens: int | None) -> Bound:
         """What bounds a call where this model answers."""
-        input_tokens = facts.input_tokens_max
-        if input_tokens is None:
-            input_tokens = self.context_window or TOKENS_MAX_UNKNOWN
+        facts = self.bounded(facts)
+        input_tokens = self._input_tokens_max(facts)
         cap = facts.output_tokens_cap
         if cap is None:
             cap = default_output_tokens or self.output_tokens_max
         prices = tuple(self._prices(at_ms, context) for context in facts.price_contexts)
         return Bound(input_tokens, cap, prices)
+
+    def _input_tokens_max(self, facts: RequestFacts) -> int:
+        window = self.context_window or TOKENS_MAX_UNKNOWN
+        text, each = facts.input_tokens_max, self.image_tokens_max
+        if text is None or (facts.images and each is None):
+            return window
+        if not facts.images or each is None:
+            return text
+        return min(window, text + facts.images * each)
 
     def cost(self, report: UsageReport, at_ms: int) -> int:
         """What the usage cost, in nano-USD, rounded up once.
@@ -213,7 +248,17 @@ class PriceBook:
         if public is None or not _is_priced(public):
             return None
         window = context_window_max(public)
-        return PricedModel(public, source, output_tokens_max(model, window), window)
+        tokens = output_tokens_max(model, window)
+        cap_max = tokens if is_output_documented(model) else None
+        return PricedModel(
+            public,
+            source,
+            tokens,
+            window,
+            caps_bind=caps_bind(model, public.id),
+            cap_max=cap_max,
+            image_tokens_max=image_tokens_max(model),
+        )
 
 
 def _own_model(
@@ -234,7 +279,11 @@ def _own_model(
         prices=types.ModelPrice(**{key: rate for key, rate in rates.items() if rate is not None}),
     )
     tokens = own.max_output_tokens or output_tokens_max(model, window)
-    return PricedModel(info, source, tokens, window, own)
+    is_known = own.max_output_tokens is not None or is_output_documented(model)
+    binds = caps_bind(model, *([public.id] if public else []))
+    cap_max = tokens if is_known else None
+    image = image_tokens_max(model)
+    return PricedModel(info, source, tokens, window, own, binds, cap_max, image)
 
 
 def _is_priced(info: types.ModelInfo) -> bool:

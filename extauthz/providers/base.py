@@ -35,15 +35,21 @@ class Edit(NamedTuple):
 
 
 class CapSlot(NamedTuple):
-    """Where a cap can be written into the body; its JSON goes between the two texts."""
+    """Where a cap can be written into the body; its JSON goes between the two texts.
+
+    `named` is what the client wrote there: a cap on output is lowered, never raised.
+    """
 
     offset: int
     dropped: int
     before: str
     after: str
+    named: int | None = None
 
     def edit(self, cap: int | str) -> Edit:
         """The edit that writes this cap."""
+        if self.named is not None and isinstance(cap, int):
+            cap = min(cap, self.named)
         return Edit(self.offset, self.dropped, f"{self.before}{cap}{self.after}")
 
 
@@ -69,7 +75,9 @@ class RequestFacts:
     Attributes:
         model: as the client wrote it.
         stream: whether the client asked for a stream.
-        input_tokens_max: upper bound of the input; None: as much as the model's context takes.
+        input_tokens_max: upper bound of the input but for its `images`; None: as much as the
+            model's context takes.
+        images: how many pictures go in, each at most what the model takes for one.
         output_tokens_cap: the client's own cap for one answer; None: it named none.
         answers: how many answers are billed (`n`).
         extra_output_tokens: output that is billed beyond the cap (rejected predictions).
@@ -80,7 +88,9 @@ class RequestFacts:
         premium: the dearer context that the client asks for: it needs a price of its own.
         edits: byte edits that metering needs (asking a stream for its usage).
         cap_slot: where an output cap can be written, over the client's own where it named one;
-            None: the call takes none, or is not to be capped below its own.
+            None: the call takes none.
+        other_caps: what else the client named as a cap: which of them its server obeys differs, so
+            what is written into one is written into all.
         thinking_tokens: of the output, what the client lets the model think: a cap below that is
             of no use.
         bills: the price kinds, in the keys of genai-prices, without which the call is unpriced.
@@ -99,6 +109,7 @@ class RequestFacts:
     output_tokens_cap: int | None
     answers: int = 1
     extra_output_tokens: int = 0
+    images: int = 0
     cache_writes: bool = False
     media: bool = False
     audio: bool = False
@@ -106,6 +117,7 @@ class RequestFacts:
     premium: Mapping[str, str] | None = None
     edits: tuple[Edit, ...] = ()
     cap_slot: CapSlot | None = None
+    other_caps: tuple[CapSlot, ...] = ()
     thinking_tokens: int = 0
     bills: tuple[str, ...] = ("input_mtok", "output_mtok")
     input_readings: int = 1
@@ -231,6 +243,8 @@ class Adapter:
         endpoints: all that is metered; everything else is refused. The first is the main one.
         refusal_body: writes a JSON body in the provider's own error shape.
         refusal_headers: what its refusals of a status have beside the body.
+        exhausted_status: of a refusal for a spent budget, where the config does not say otherwise
+            than 429: some SDKs ask again after every 429, whatever its headers say.
         credential_header: where the provider's own key goes, in lower case.
         credential_prefix: what stands before it there.
         unbilled_status: statuses of the provider's own that prove that nothing was billed.
@@ -252,6 +266,7 @@ class Adapter:
     key_parameter: str | None = None
     regional_upstream: re.Pattern[str] = _NO_URL
     refusal_headers: Callable[[int], Mapping[str, str]] = lambda _: {}
+    exhausted_status: int = 429
 
     def route(self, method: str, path: str, query: str = "") -> Route | None:
         """The endpoint that a request goes to; None: not metered, so refused."""

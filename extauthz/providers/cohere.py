@@ -43,6 +43,9 @@ _PARAMETERS = frozenset((
     "seed", "stop_sequences", "stream", "strict_tools", "temperature", "thinking", "tool_choice",
     "tools",
 ))  # fmt: skip
+_THINKING_TOKENS_MAX = 32_000
+"""The most that a model of Cohere's answers, https://docs.cohere.com/docs/models."""
+
 _TEXT = ("document", "text", "thinking")
 
 
@@ -60,16 +63,32 @@ def _read_request(request: Request) -> RequestFacts:
         not isinstance(t, dict) or t.get("type") != "function" for t in read_list(document, "tools")
     ):
         raise RequestError(Reason.UNMETERED_ENDPOINT, "a tool is a function, no other is metered")
+    model = read_string(document, "model")
     cap = read_count(document, "max_tokens", _TOKENS_MAX)
     return RequestFacts(
-        model=read_string(document, "model"),
+        model=model,
         stream=read_flag(document, "stream"),
         input_tokens_max=None if media else len(body) + _PREAMBLE_TOKENS,
         output_tokens_cap=cap,
+        extra_output_tokens=_thinking_beside(document, model),
         media=media,
         cap_slot=cap_slot(body, "max_tokens", stands="max_tokens" in document),
         thinking_tokens=hinted_count(document, "thinking", "token_budget"),
     )
+
+
+def _thinking_beside(document: dict[str, Any], model: str) -> int:
+    """What may be thought beside the answer: whether its cap is for both is not documented.
+
+    A model that reasons does so unless it is told not to, without bound unless it is given one, see
+    https://docs.cohere.com/docs/reasoning.
+    """
+    thinking = document.get("thinking")
+    if isinstance(thinking, dict) and thinking.get("type") == "disabled":
+        return 0
+    if thinking is None and "reasoning" not in model.lower():
+        return 0
+    return hinted_count(document, "thinking", "token_budget") or _THINKING_TOKENS_MAX
 
 
 def _read_usage(captured: CapturedResponse) -> UsageReport:
@@ -106,4 +125,7 @@ COHERE = Adapter(
         free("models", "GET", r"/v1/models(/[A-Za-z0-9][A-Za-z0-9._-]*)?"),
     ),
     refusal_body=refusal_body,
+    # Its own for an account at its billing limit, https://docs.cohere.com/reference/errors; after a
+    # 429 the SDK asks again.
+    exhausted_status=402,
 )

@@ -96,6 +96,7 @@ _TABLE = {
             price_provider="together",
             cap_fields=_OLDER_CAP,
             parameters=_SAMPLING | {"context_length_exceeded_behavior"},
+            completion_tokens=None,
         ),
         ("chat", "completions", "embeddings"),
     ),
@@ -107,6 +108,7 @@ _TABLE = {
             cap_fields=_OLDER_CAP_FIRST,
             parameters=_SAMPLING
             | {"context_length_exceeded_behavior", "prompt_truncate_len", "raw_output"},
+            completion_tokens=None,
         ),
         ("chat", "completions", "embeddings"),
     ),
@@ -158,12 +160,22 @@ _TABLE = {
     ),
     # Passes over `max_completion_tokens`. https://docs.ollama.com/api/openai-compatibility
     "ollama": _Server(
-        Dialect(cap_fields=_OLDER_CAP, parameters=_LOCAL, unbounded_models=_NOTHING),
+        Dialect(
+            cap_fields=_OLDER_CAP,
+            parameters=_LOCAL,
+            unbounded_models=_NOTHING,
+            completion_tokens=None,
+        ),
         ("chat", "completions", "embeddings"),
     ),
     # https://github.com/ggml-org/llama.cpp/tree/master/tools/server
     "llamacpp": _Server(
-        Dialect(cap_fields=_OLDER_CAP, parameters=_LOCAL, unbounded_models=_NOTHING),
+        Dialect(
+            cap_fields=_OLDER_CAP,
+            parameters=_LOCAL,
+            unbounded_models=_NOTHING,
+            completion_tokens=None,
+        ),
         ("chat", "completions", "embeddings"),
         prefix="(/v1)?",
     ),

@@ -14,6 +14,8 @@ from extauthz.providers.base import CapSlot, Edit
 # linear whatever the body holds.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]', re.DOTALL)
 _BLANK = b" \t\r\n"
+_ESCAPED_LETTERS = (b"\\u004", b"\\u005", b"\\u006", b"\\u007")
+"""How any escape of a letter or of `_` begins."""
 
 
 class Span(NamedTuple):
@@ -35,7 +37,7 @@ def insert_member(body: bytes, member: str) -> Edit:
 
 def cap_slot(body: bytes, key: str, *, stands: bool) -> CapSlot:
     """Where a cap named `key` goes: over what stands there (or `null`), else at the very start."""
-    span = find_member(body, (key,)) if stands else None
+    span = find_rooted(body, (key,)) if stands else None
     if span is not None:
         return CapSlot(span.start, span.end - span.start, "", "")
     return CapSlot(root_start(body), 0, f'"{key}":', ",")
@@ -49,30 +51,50 @@ def nested_cap_slot(document: dict[str, Any], body: bytes, outer: str, inner: st
     if outer not in document:
         end = "}," if document else "}"
         return CapSlot(root_start(body), 0, f'"{outer}":{{"{inner}":', end)
-    span = find_member(body, (outer,))
+    span = find_rooted(body, (outer,))
     assert span is not None
     holder = document[outer]
     if holder is None:
         return CapSlot(span.start, span.end - span.start, f'{{"{inner}":', "}")
     if inner in holder:
-        named = find_member(body, (outer, inner))
+        named = find_rooted(body, (outer, inner))
         assert named is not None
         return CapSlot(named.start, named.end - named.start, "", "")
     return CapSlot(span.start + 1, 0, f'"{inner}":', "," if holder else "")
 
 
-def find_member(  # noqa: C901, PLR0912 - one pass over the tokens, read best as a whole
-    body: bytes, path: tuple[str, ...]
-) -> Span | None:
+def find_rooted(body: bytes, path: tuple[str, ...]) -> Span | None:
+    """As `find_member`, where the document has the first key, of letters and `_`, at its root.
+
+    A long body is not gone through where that key's text stands in it once only: then it is there.
+    """
+    text = f'"{path[0]}"'.encode()
+    at = body.find(text)
+    if at < 0 or body.find(text, at + 1) >= 0 or _may_spell_otherwise(body):
+        return find_member(body, path)
+    return _scan(body, path, at, 1)
+
+
+def _may_spell_otherwise(body: bytes) -> bool:
+    return b"\\u00" in body and any(mark in body for mark in _ESCAPED_LETTERS)
+
+
+def find_member(body: bytes, path: tuple[str, ...]) -> Span | None:
     """Where the value of a member stands, down a path of object keys from the root.
 
     The body must be valid JSON without duplicate keys (see `strict_json`).
     """
-    depth = 0  # objects and arrays that are open
+    return _scan(body, path, 0, 0)
+
+
+def _scan(  # noqa: C901, PLR0912 - one pass over the tokens, read best as a whole
+    body: bytes, path: tuple[str, ...], at: int, depth: int
+) -> Span | None:
+    """From `at` on, where `depth` objects and arrays are open."""
     matched = 0  # leading keys of `path` whose objects are open
     key: bytes | None = None  # the last string at the level that matters
     start = -1
-    for token in _TOKEN.finditer(body):
+    for token in _TOKEN.finditer(body, at):
         first = body[token.start()]
         if first == 0x22:  # '"'
             if depth == matched + 1 and start < 0:

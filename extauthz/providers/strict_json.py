@@ -175,6 +175,17 @@ def hinted_count(document: Any, *path: str) -> int:
     return document if type(document) is int and document > 0 else 0
 
 
+def beyond_cap(thinking_tokens: int, cap: int | None) -> int:
+    """What may be thought beside an answer's cap: nothing, unless all of the cap is for thinking.
+
+    A cap bounds the answer with its thoughts. Where the client lets the model think more than that,
+    either the provider refuses the call or its cap is of the rest only: of Anthropic's models that
+    think between calls of tools, "the token limit becomes your entire context window", says
+    https://docs.claude.com/en/docs/build-with-claude/extended-thinking.
+    """
+    return 0 if cap is None or thinking_tokens < cap else thinking_tokens
+
+
 def read_list(document: dict[str, Any], key: str) -> list[Any]:
     """An optional array; absent and null are empty."""
     value = document.get(key)

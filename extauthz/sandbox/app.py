@@ -299,11 +299,14 @@ class _Control:
         return web.json_response({})
 
 
+_SELLERS = frozenset(("anthropic", "aws", "cohere", "google", "openai"))
+
+
 def _read_model(body: dict[str, Any]) -> Model:
     """A model and its price, in USD per million tokens, as strings: a JSON number is a float."""
     provider, name = str(body.pop("provider")), str(body.pop("model"))
-    if provider not in {"openai", "anthropic"}:
-        raise ValueError(f"{provider}: the sandbox plays openai and anthropic only")
+    if provider not in _SELLERS:
+        raise ValueError(f"{provider}: the sandbox plays {', '.join(sorted(_SELLERS))}")
     snapshot = str(body.pop("snapshot", name))
     most = body.pop("max_output_tokens", None)
     reasoning = bool(body.pop("reasoning", False))

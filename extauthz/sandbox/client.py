@@ -66,7 +66,7 @@ class SandboxClient:
         """Offer a model from now on.
 
         Args:
-            provider: `openai` or `anthropic`.
+            provider: `openai`, `anthropic`, `google`, `aws` or `cohere`.
             model: The name that clients ask for.
             price: `input`, `output` and, where they differ from input, `cached`,
                 `cache_write_5m`, `cache_write_1h`: USD per million tokens, as strings. Also

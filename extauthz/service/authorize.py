@@ -101,6 +101,8 @@ class Verdict:
     edits: tuple[Edit, ...] = ()
     default_cap: int | None = None
     """what is written into a call that names no output cap"""
+    cap_max: int | None = None
+    """the largest cap that whatever answers is known to take"""
     output_cap: int | None = None
     """what was written into the body as its output cap; None: nothing was"""
     record: CallRecord | None = None
@@ -256,7 +258,13 @@ class Authorizer:
             for model in (facts.model, *facts.fallback_models)
         ]
         verdict.names = (facts.model, *facts.fallback_models, *(one.info.id for one in each))
-        verdict.default_cap = default_cap(agent.output_caps, facts, verdict.names)
+        for one in each:
+            facts = one.bounded(facts)
+        most = min(one.output_tokens_max for one in each)
+        verdict.default_cap = default_cap(agent.output_caps, facts, verdict.names, most)
+        known = [one.cap_max for one in each if one.cap_max is not None]
+        known_of_all = min(known) if len(known) == len(each) else None
+        verdict.cap_max = verdict.default_cap or known_of_all
         verdict.priced = each[0]
         bounds = [one.bound(facts, verdict.at_ms, verdict.default_cap) for one in each]
         verdict.estimate = estimate_of(bounds, facts)
@@ -299,7 +307,7 @@ class Authorizer:
             reason, verdict.shown = refusal
             left_ms = give_up_ms - self.clock()
             if reason not in _ROOM_IS_HELD or left_ms <= 0 or self.room.is_full:
-                raise _denied(reason, agent, lines[verdict.shown])
+                raise _denied(reason, agent, verdict.upstream, lines[verdict.shown])
             await self.room.wait([line.hold.key for line in lines], left_ms / 1000)
         verdict.waited_ms = self.clock() - verdict.at_ms
         verdict.lines = lines = under_cap(lines, answer.output_cap)
@@ -331,7 +339,7 @@ class Authorizer:
         budgets = with_outgoing(
             budgets, policies, agent, verdict.key_hash, verdict.upstream.name, names, at_ms
         )
-        may_be = cap_range(agent, budgets, facts, estimate)
+        may_be = cap_range(agent, budgets, facts, estimate, verdict.cap_max)
         lines = lines_of(agent, budgets, estimate, policies, at_ms, may_be)
         id_, horizon_ms = uuid7(at_ms, verdict.request_id), policies.settle_horizon_ms
         record = _record(verdict, lines, id_, at_ms, horizon_ms)
@@ -475,7 +483,7 @@ def _paused(answer: Paused) -> str:
     return f"this agent is paused until {end:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _denied(reason: Reason, agent: Agent, line: Line) -> Denied:
+def _denied(reason: Reason, agent: Agent, upstream: Upstream | None, line: Line) -> Denied:
     what = f"the budget '{line.budget.id}'" if line.budget else f"agent '{agent.name}'"
     message = {
         Reason.REQUEST_TOO_LARGE: f"the most this call can cost is above the limit of {what}: "
@@ -488,4 +496,6 @@ def _denied(reason: Reason, agent: Agent, line: Line) -> Denied:
         "one has ended",
     }[reason]
     status = 403 if reason is Reason.REQUEST_TOO_LARGE else agent.denied_status
+    if reason is Reason.BUDGET_EXHAUSTED and status == 429 and upstream is not None:
+        status = ADAPTERS[upstream.api].exhausted_status
     return Denied(reason, status, message)

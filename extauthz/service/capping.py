@@ -13,20 +13,34 @@ from extauthz.pricing import Estimate, RateLimits
 from extauthz.providers.base import Edit, RequestFacts
 
 
-def default_cap(caps: OutputCaps, facts: RequestFacts, names: Sequence[str]) -> int | None:
-    """The cap of a call that names none; None: it named one, takes none, or there is no default."""
-    if facts.output_tokens_cap is not None or facts.cap_slot is None:
+def default_cap(
+    caps: OutputCaps, facts: RequestFacts, names: Sequence[str], output_tokens_max: int
+) -> int | None:
+    """The cap of a call that names none; None: it named one, takes none, or there is no default.
+
+    It leaves room to answer beside what the client lets the model think, and is no more than
+    any of the models by these names answers.
+    """
+    default = caps.default_for(*names)
+    if facts.output_tokens_cap is not None or facts.cap_slot is None or default is None:
         return None
-    return caps.default_for(*names)
+    if facts.thinking_tokens:
+        default = max(default, facts.thinking_tokens + caps.least)
+    return min(default, output_tokens_max)
 
 
 def cap_range(
-    agent: Agent, budgets: Sequence[Budget], facts: RequestFacts, estimate: Estimate
+    agent: Agent,
+    budgets: Sequence[Budget],
+    facts: RequestFacts,
+    estimate: Estimate,
+    cap_max: int | None,
 ) -> CapRange | None:
     """Between what a call may be capped; None: it must fit as it is.
 
     A shadow budget shortens nobody's answers. A call whose worst case is beyond what a store counts
-    under a cap has to fit as it is too.
+    under a cap has to fit as it is too. Where neither the client nor `cap_max` tells which cap the
+    model takes, none above what is comfortable is written: the provider could refuse it.
     """
     if facts.cap_slot is None or not any(budget.fit and not budget.shadow for budget in budgets):
         return None
@@ -35,13 +49,16 @@ def cap_range(
     if most < 1 or not all(slope.is_exact_up_to(most) for slope in slopes):
         return None
     caps = agent.output_caps
+    least = min(most, caps.least + facts.thinking_tokens)
+    is_named = facts.output_tokens_cap is not None
     return CapRange(
         most,
-        min(most, caps.least + facts.thinking_tokens),
+        least,
         caps.comfort,
         # What the client names itself is what it needs; the share is for those who named nothing.
-        caps.share_permille if facts.output_tokens_cap is None else SHARE_WHOLE,
+        SHARE_WHOLE if is_named else caps.share_permille,
         estimate.nanousd_under,
+        most if is_named else max(least, min(most, cap_max or caps.comfort)),
     )
 
 
@@ -67,5 +84,6 @@ def edits_with(facts: RequestFacts, cap: int | None) -> tuple[Edit, ...]:
     edits = facts.edits
     if cap is not None:
         assert facts.cap_slot is not None, "a call without a slot is not capped"
-        edits = (*edits, facts.cap_slot.edit(cap))
+        slots = (facts.cap_slot, *facts.other_caps)
+        edits = (*edits, *(slot.edit(cap) for slot in slots))
     return tuple(sorted(edits, key=lambda edit: edit.offset))

@@ -112,7 +112,7 @@ def reserve_call(command: Reserve, wait: Wait | None) -> Call:
 def _cap_args(command: Reserve, cap_range: CapRange) -> Iterator[str]:
     """What `scripts/reserve.lua` is told behind the counters of a call that may be capped."""
     words = (cap_range.most, cap_range.least, cap_range.comfort, cap_range.share_permille)
-    yield from map(str, (*words, *cap_range.cost))
+    yield from map(str, (*words, *cap_range.cost, cap_range.written_max))
     for hold in command.holds:
         yield "" if hold.least is None else str(hold.least)
         yield from map(str, hold.slope or (hold.amount, 0))

@@ -39,6 +39,7 @@ from extauthz.ledger import (
     counter_name,
     width_of,
 )
+from extauthz.ledger.caps import ROOM_MAX
 from extauthz.money import AMOUNT_MAX
 from extauthz.store.base import counter_key, rolling_counter_key
 from extauthz.store.memory import MemoryStore
@@ -160,7 +161,8 @@ class Twins(RuleBasedStateMachine):
             return None
         least, most = sorted((data.draw(CAPS), data.draw(CAPS)))
         share = data.draw(st.sampled_from([0, 1, 250, 333, 1000]))
-        return CapRange(most, least, data.draw(CAPS), share, data.draw(SLOPES))
+        written_max = data.draw(st.one_of(st.just(ROOM_MAX), st.integers(least, 2 * most)))
+        return CapRange(most, least, data.draw(CAPS), share, data.draw(SLOPES), written_max)
 
     @rule(
         name=NAMES,

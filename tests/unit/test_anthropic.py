@@ -157,9 +157,9 @@ def test_tools_that_anthropic_defines_are_reckoned_with_at_what_they_add_to_the_
 @pytest.mark.parametrize(
     "blocks",
     [
-        [{"type": "image", "source": {"type": "url", "url": "https://example.com"}}],
         [{"type": "document", "source": {"type": "file", "file_id": "f"}}],
-        [{"type": "tool_result", "content": [{"type": "text"}, {"type": "image"}]}],
+        [{"type": "image"}, {"type": "document", "source": {"type": "url", "url": "u"}}],
+        [{"type": "tool_result", "content": [{"type": "image"}, {"type": "search_result"}]}],
     ],
 )
 def test_what_is_no_text_is_bounded_by_the_context_window(blocks):
@@ -167,6 +167,18 @@ def test_what_is_no_text_is_bounded_by_the_context_window(blocks):
     assert read.media
     assert read.input_tokens_max is None
     assert facts(system=blocks).media
+
+
+def test_pictures_are_counted_wherever_they_are():
+    inner = {"type": "tool_result", "content": [{"type": "text"}, {"type": "image"}]}
+    read = facts(messages=content({"type": "text", "text": "x"}, {"type": "image"}, inner))
+    assert (read.images, read.media) == (2, True)
+    assert read.input_tokens_max is not None
+    priced = PriceBook([]).find("anthropic", "anthropic", "claude-haiku-4-5")
+    assert priced is not None
+    assert priced.estimate(read, 1_795_000_000_000, None).input_tokens == (
+        read.input_tokens_max + 2 * 6_000
+    )
 
 
 def test_text_thinking_and_tool_calls_are_text():

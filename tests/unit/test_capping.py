@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from service_rules import DOLLAR, KEY, Desk, agent, budget, call
+from service_rules import DOLLAR, KEY, PRICE, Desk, agent, budget, call
 
 from extauthz.ledger import RATE_MAX, CapRange, Slope
 from extauthz.money import AMOUNT_MAX
@@ -140,10 +140,57 @@ async def test_a_cap_leaves_room_to_answer_beside_what_the_client_lets_it_think(
     assert (body["max_tokens"], body["thinking"]["budget_tokens"]) == (40, 37)
 
 
-async def test_two_caps_are_left_alone_so_such_a_call_must_fit():
+async def test_of_two_caps_each_is_lowered_and_none_is_raised():
     desk = fitting(budget(40))
-    two = call(100, sent={"max_completion_tokens": 100})
-    assert (await decide(desk, two)).reason is Reason.REQUEST_TOO_LARGE
+    two = call(100, sent={"max_completion_tokens": 30})
+    verdict = await decide(desk, two)
+    assert verdict.output_cap == 40
+    body = sent(two, verdict)
+    assert (body["max_tokens"], body["max_completion_tokens"]) == (40, 30)
+
+
+async def test_a_model_that_passes_over_caps_needs_room_for_all_that_it_can_answer():
+    desk = fitting(budget(40), caps=replace(CAPS, default_of_all=5))
+    desk.authorizer.rules.prices = PriceBook(
+        [OwnPrice("openai", "grok*", Decimal(0), PRICE, max_output_tokens=50)]
+    )
+    sent_to = {"model": "grok-4"}
+    for capped in (call(10, sent=sent_to), call(sent=sent_to | {"max_tokens": None})):
+        assert (await decide(desk, capped)).reason is Reason.REQUEST_TOO_LARGE
+    roomy = fitting(budget(50))
+    roomy.authorizer.rules.prices = desk.authorizer.rules.prices
+    verdict = await decide(roomy, call(10, sent=sent_to))
+    assert (verdict.decision, verdict.edits) == (Decision.ALLOW, ())
+    assert verdict.record is not None
+    assert verdict.record.estimate_nanousd == 50 * DOLLAR
+
+
+async def test_a_default_is_no_more_than_the_model_answers_and_leaves_room_beside_its_thoughts():
+    defaulted = replace(CAPS, default_of_all=10_000)
+    desk = fitting(budget(10_000), caps=defaulted)
+    own = OwnPrice("openai", "small", Decimal(0), PRICE, max_output_tokens=500)
+    desk.authorizer.rules.prices = PriceBook([own])
+    assert (await decide(desk, UNCAPPED)).output_cap == 500
+    thinking = call(
+        provider="anthropic",
+        path="/v1/messages",
+        headers={"x-api-key": KEY},
+        sent={"max_tokens": None, "thinking": {"type": "enabled", "budget_tokens": 60}},
+    )
+    short = fitting(budget(500), caps=replace(CAPS, default_of_all=20))
+    assert (await decide(short, thinking)).output_cap == 60 + CAPS.least
+
+
+async def test_where_nobody_knows_which_cap_a_model_takes_no_more_than_is_comfortable_is_written():
+    caps = {}
+    for most in (None, 1000):
+        desk = fitting(budget(800), caps=replace(CAPS, comfort=50))
+        own = OwnPrice(
+            "openai", "small", Decimal(0), PRICE, context_window=1000, max_output_tokens=most
+        )
+        desk.authorizer.rules.prices = PriceBook([own])
+        caps[most] = (await decide(desk, UNCAPPED)).output_cap
+    assert caps == {None: 50, 1000: 200}
 
 
 async def test_a_default_that_fits_is_written_as_it_is():

@@ -107,3 +107,18 @@ def test_no_answer_costs_more_than_its_estimate(text, cap, data):
     }
     report = told({"billed_units": billed})
     assert priced.estimate(facts, AT_MS, None).nanousd >= priced.cost(report, AT_MS)
+
+
+@pytest.mark.parametrize(
+    ("model", "thinking", "beside"),
+    [
+        ("command-a-03-2025", None, 0),
+        ("command-a-reasoning-08-2025", None, 32_000),
+        ("command-a-reasoning-08-2025", {"type": "disabled"}, 0),
+        ("command-a-reasoning-08-2025", {"type": "enabled", "token_budget": 500}, 500),
+        ("command-a-03-2025", {"type": "enabled"}, 32_000),
+    ],
+)
+def test_thoughts_are_reckoned_beside_the_cap(model, thinking, beside):
+    """Whether `max_tokens` bounds them too is not documented."""
+    assert read(model=model, max_tokens=100, thinking=thinking).extra_output_tokens == beside

@@ -58,8 +58,11 @@ def test_a_cap_under_a_name_that_the_server_passes_over_bounds_nothing(api):
     assert facts.output_tokens_cap is None
     assert facts.cap_slot is not None
     assert facts.cap_slot.before == '"max_tokens":'
+    (other,) = facts.other_caps  # should it obey that after all, it is lowered too
+    assert other.edit(3).text == "3"
+    assert other.edit(900).text == "5"
     assert read(api, max_tokens=7, max_completion_tokens=5).output_tokens_cap == 7
-    assert read(api, max_tokens=5, max_completion_tokens=7).output_tokens_cap == 5
+    assert read(api, max_tokens=5, max_completion_tokens=7).output_tokens_cap == 7
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extauthz.pricing import PriceBook
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import (
     CapturedResponse,
@@ -78,22 +79,26 @@ def test_the_input_of_a_text_call_is_bounded_by_its_bytes():
 
 
 @pytest.mark.parametrize(
-    ("fields", "cap", "can_be_written"),
+    ("fields", "cap", "written"),
     [
-        ({}, None, True),
-        ({"max_tokens": None, "max_completion_tokens": None}, None, True),
-        ({"max_tokens": 5}, 5, True),
-        ({"max_completion_tokens": 7}, 7, True),
-        ({"max_tokens": None, "max_completion_tokens": 7}, 7, True),
-        # Which of them holds differs, so neither is touched.
-        ({"max_tokens": 5, "max_completion_tokens": 7}, 7, False),
-        ({"max_tokens": 9, "max_completion_tokens": 7}, 9, False),
+        ({}, None, [6]),
+        ({"max_tokens": None, "max_completion_tokens": None}, None, [6]),
+        ({"max_tokens": 5}, 5, [5]),
+        ({"max_completion_tokens": 7}, 7, [6]),
+        ({"max_tokens": None, "max_completion_tokens": 7}, 7, [6]),
+        # Which of them holds differs.
+        ({"max_tokens": 5, "max_completion_tokens": 7}, 7, [6, 5]),
+        ({"max_tokens": 9, "max_completion_tokens": 7}, 9, [6, 6]),
     ],
 )
-def test_the_larger_of_two_caps_bounds_an_answer(fields, cap, can_be_written):
+def test_the_larger_of_two_caps_bounds_an_answer_and_a_lower_one_is_written_into_both(
+    fields, cap, written
+):
     read = facts(**fields)
     assert read.output_tokens_cap == cap
-    assert (read.cap_slot is not None) == can_be_written
+    assert read.cap_slot is not None
+    edits = [slot.edit(6) for slot in (read.cap_slot, *read.other_caps)]
+    assert [int(edit.text.strip('":,_abcdefghijklmnopqrstuvwxyz')) for edit in edits] == written
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens"])
@@ -119,6 +124,16 @@ def test_what_the_client_lets_a_server_think_is_told(fields, tokens):
     body = json.dumps({"model": "m", "messages": [], **fields}).encode()
     adapter = ADAPTERS["openrouter" if "reasoning" in fields else "together"]
     assert adapter.read_request("chat", Request(body)).thinking_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("thinks", "cap", "beyond"), [(999, 1000, 0), (1000, 1000, 4000), (5000, 1000, 20_000)]
+)
+def test_thoughts_that_are_given_more_than_the_cap_are_reckoned_beside_it(thinks, cap, beyond):
+    fields = {"thinking": {"budget_tokens": thinks}, "max_tokens": cap, "n": 4}
+    body = json.dumps({"model": "m", "messages": [], **fields}).encode()
+    read = ADAPTERS["together"].read_request("chat", Request(body))
+    assert (read.output_tokens_cap, read.extra_output_tokens) == (cap, beyond)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 100.0, "100", True, [], 10**8])
@@ -187,6 +202,10 @@ SOUND = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
         ({"messages": content({"type": ["text"]})}, True, True),
         ({"messages": content("text")}, True, True),
         ({"messages": [{"role": "assistant", "audio": {"id": "a"}}]}, True, True),
+        # What is beside the content may be the URL of a picture.
+        ({"messages": [{"role": "user", "content": "x", "images": ["http://x"]}]}, True, False),
+        ({"messages": [{"role": "user", "content": "x", "images": None}]}, False, False),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "a"}]}, False, False),
         ({"messages": [{"role": "user", "content": {"type": "text"}}]}, True, True),
         ({"modalities": ["text", "audio"]}, True, True),
         ({"modalities": "audio"}, True, True),
@@ -196,7 +215,40 @@ SOUND = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
 def test_what_is_no_text_is_bounded_by_the_context_window(fields, media, audio):
     read = facts(**fields)
     assert (read.media, read.audio) == (media, audio)
-    assert (read.input_tokens_max is None) == media
+    assert (read.input_tokens_max is None) == (media and not read.images)
+
+
+def test_pictures_are_counted_and_neither_their_links_nor_their_data_are_text():
+    data = "data:image/png;base64," + "A" * 5_000
+    inline = {"type": "image_url", "image_url": {"url": data}}
+    read = facts(messages=[*content(IMAGE, inline), *content({"type": "text", "text": "x" * 50})])
+    assert (read.images, read.media, read.audio) == (2, True, False)
+    assert read.input_tokens_max is not None
+    assert 1024 + 50 < read.input_tokens_max < 1024 + 400
+    for beside in (SOUND, {"type": "file", "file": {}}):
+        assert facts(messages=content(IMAGE, beside)).images == 0
+    unknown = [{"role": "user", "content": [IMAGE], "images": ["u"]}]
+    assert facts(messages=unknown).input_tokens_max is None
+
+
+@pytest.mark.parametrize(
+    ("model", "pictures", "bound"),
+    [
+        ("gpt-4o", 2, 3000),
+        ("gpt-4o-mini", 1, 50_000),
+        ("gpt-4o", 1000, None),  # the window takes no more
+        ("gpt-5.4", 1, None),
+    ],
+)
+def test_a_picture_is_at_most_what_the_model_takes_for_one_else_all_of_its_window(
+    model, pictures, bound
+):
+    read = facts(model=model, messages=content(*[IMAGE] * pictures), max_tokens=1)
+    priced = PriceBook([]).find("openai", "openai", model)
+    assert priced is not None
+    assert read.input_tokens_max is not None
+    most = priced.context_window if bound is None else read.input_tokens_max + bound
+    assert priced.estimate(read, 1_795_000_000_000, None).input_tokens == most
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,14 @@ def test_a_completion_has_one_name_for_its_cap_and_its_stream_is_asked_for_usage
     assert uncapped.cap_slot.before == '"max_tokens":'
 
 
+def test_a_completion_that_names_no_cap_is_bounded_by_the_servers_own_default():
+    """Else what is written as a cap would let it answer more than it would have."""
+    assert read("completions", prompt="a").output_tokens_cap == 16
+    request = Request(b'{"model":"m","prompt":"a"}')
+    assert ADAPTERS["vllm"].read_request("completions", request).output_tokens_cap == 16
+    assert ADAPTERS["ollama"].read_request("completions", request).output_tokens_cap is None
+
+
 @pytest.mark.parametrize("prompt", [7, [], {}, True])
 def test_a_prompt_is_a_text_or_a_list(prompt):
     with pytest.raises(RequestError) as caught:

@@ -71,10 +71,7 @@ def test_items_that_stand_in_the_request_are_bounded_by_its_bytes(item):
         {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]},
         {"input": [{"type": "web_search_call", "id": "ws_1", "status": "completed"}]},
         {"input": [{"type": "nobody_knows", "content": "x"}]},
-        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "u"}]}]},
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
-        {"input": [{"type": "function_call_output", "call_id": "c", "output": [
-            {"type": "input_image", "image_url": "u"}]}]},
         {"input": [{"type": 7}]},
     ],
 )  # fmt: skip
@@ -82,6 +79,27 @@ def test_what_the_provider_has_stored_is_bounded_by_the_context_window_only(fiel
     facts = read(**fields)
     assert facts.input_tokens_max is None
     assert facts.media
+
+
+PICTURE = {"type": "input_image", "image_url": "u"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "pictures"),
+    [
+        ({"input": [{"role": "user", "content": [PICTURE, PICTURE]}]}, 2),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]}, 1),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": [PICTURE]}]}, 1),
+        # What is stored, or is no picture, may be anything.
+        ({"input": [{"id": "msg_1", "content": [PICTURE]}]}, 0),
+        ({"input": [{"role": "user", "content": [PICTURE]}], "previous_response_id": "r"}, 0),
+        ({"input": [{"role": "user", "content": [PICTURE, {"type": "input_file"}]}]}, 0),
+    ],
+)
+def test_pictures_are_counted_where_nothing_but_text_is_beside_them(fields, pictures):
+    facts = read(**fields)
+    assert facts.media
+    assert (facts.images, facts.input_tokens_max is None) == (pictures, pictures == 0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from extauthz.providers import ADAPTERS, splice
 from extauthz.providers.base import Edit, Request
-from extauthz.providers.splice import cap_slot, find_member, insert_member
+from extauthz.providers.splice import cap_slot, find_member, find_rooted, insert_member
 
 BLANKS = st.text(" \t\r\n", max_size=2)
 LEAVES = (
@@ -100,6 +101,61 @@ def test_a_member_down_a_path_is_found_if_and_only_if_it_is_there(case, outer, i
         assert json.loads(body[span.start : span.end]) == holder[inner]
     else:
         assert span is None
+
+
+ROOTED = st.dictionaries(
+    KEYS | st.sampled_from(["max_tokens", 'x"max_tokens', "max_tokens\\"]),
+    VALUES | st.sampled_from(["max_tokens", '"max_tokens"', '"max_tokens":9', "\\\\"]),
+    max_size=4,
+).flatmap(
+    lambda beside: st.dictionaries(
+        st.just("max_tokens"), VALUES | st.just({"max_tokens": 1}), min_size=1
+    ).map(lambda named: {**beside, **named})
+)
+
+
+@given(bodies(ROOTED))
+def test_a_key_that_the_root_has_is_found_without_going_through_the_body(case):
+    body, _ = case
+    assert find_rooted(body, ("max_tokens",)) == find_member(body, ("max_tokens",))
+    inner = ("max_tokens", "max_tokens")
+    assert find_rooted(body, inner) == find_member(body, inner)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":{"max_tokens":1},"max_tokens":2}',
+        b'{"a":"max_tokens","max_tokens":2}',
+        b'{"a":"\\"max_tokens","max_tokens":2}',
+        b'{"a":["max_tokens",{"max_tokens":1}],"max_tokens":2}',
+        b'{"a":{"max_tokens":1},"\\u006dax_tokens":2}',
+        b'{"a":{"max_tokens":1},"max\\u005Ftokens":2}',
+        b'{"a":"max_tokens","max_tok\\u0065ns":2}',
+    ],
+)
+def test_a_key_at_the_root_is_not_mistaken_for_its_like_elsewhere(body):
+    span = find_rooted(body, ("max_tokens",))
+    assert span is not None
+    assert body[span.start : span.end] == b"2"
+
+
+def test_in_a_large_body_a_cap_costs_no_more_than_a_few_tokens(monkeypatch):
+    body = b'{"messages":[' + b'{"role":"user","content":"x"},' * 10_000 + b'1],"max_tokens" : 7 }'
+    tokens = re.compile(splice._TOKEN.pattern, re.DOTALL)
+    seen = 0
+
+    class Counting:
+        def finditer(self, text, at):
+            nonlocal seen
+            for token in tokens.finditer(text, at):
+                seen += 1
+                yield token
+
+    monkeypatch.setattr(splice, "_TOKEN", Counting())
+    slot = cap_slot(body, "max_tokens", stands=True)
+    assert body[slot.offset : slot.offset + slot.dropped] == b"7"
+    assert seen == 3
 
 
 @given(bodies(documents), st.integers(1, 10**7))
@@ -210,9 +266,9 @@ def test_finding_a_member_looks_at_each_token_once_and_copies_little(monkeypatch
     pattern, seen = splice._TOKEN, 0
 
     class Counting:
-        def finditer(self, text):
+        def finditer(self, text, at):
             nonlocal seen
-            for token in pattern.finditer(text):
+            for token in pattern.finditer(text, at):
                 seen += 1
                 yield token
 

@@ -5,6 +5,7 @@ answer, thinking included; a stream tells its input side in `message_start` and 
 cumulative, in `message_delta`; cache reads and writes are counted beside `input_tokens`.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from extauthz.providers.base import (
 from extauthz.providers.captured import decode_object, decode_string, extract
 from extauthz.providers.splice import cap_slot
 from extauthz.providers.strict_json import (
+    beyond_cap,
     hinted_count,
     parse_object,
     read_count,
@@ -83,8 +85,14 @@ def facts_of(
     _refuse_unmetered(document, _PARAMETERS.union(beside))
     defined_tools = _count_defined_tools(document)
     server_tools = read_server_tools(read_list(document, "tools"))
-    media = _has_media(document) or server_tools.rounds > 1
+    kinds = _block_kinds(document)
+    media = not kinds.keys() <= set(_TEXT_BLOCKS) or server_tools.rounds > 1
+    # (what a server tool brings in is bounded by the context window only)
+    is_pictures = kinds.keys() <= {*_TEXT_BLOCKS, "image"} and server_tools.rounds == 1
+    images = kinds["image"] if is_pictures else 0
     cap = read_count(document, "max_tokens", _TOKENS_MAX)
+    # Below `max_tokens`: https://docs.claude.com/en/docs/build-with-claude/extended-thinking
+    thinking_tokens = hinted_count(document, "thinking", "budget_tokens")
     premium = _premium(document)
     place = REGIONAL if document.get("inference_geo") == _REGION_GEO else {}
     contexts = ({}, premium) if premium else ({},)
@@ -92,9 +100,13 @@ def facts_of(
         model=model,
         stream=stream,
         input_tokens_max=(
-            None if media else len(body) + _PREAMBLE_TOKENS + defined_tools * _DEFINED_TOOL_TOKENS
+            None
+            if media and not images
+            else len(body) + _PREAMBLE_TOKENS + defined_tools * _DEFINED_TOOL_TOKENS
         ),
         output_tokens_cap=cap,
+        extra_output_tokens=beyond_cap(thinking_tokens, cap) * server_tools.rounds,
+        images=images,
         # That the cap holds for all rounds together is not documented.
         answers=server_tools.rounds,
         input_readings=server_tools.rounds,
@@ -106,8 +118,7 @@ def facts_of(
         price_contexts=tuple({**context, **place} for context in contexts),
         premium=premium,
         cap_slot=cap_slot(body, "max_tokens", stands="max_tokens" in document),
-        # Below `max_tokens`: https://docs.claude.com/en/docs/build-with-claude/extended-thinking
-        thinking_tokens=hinted_count(document, "thinking", "budget_tokens"),
+        thinking_tokens=thinking_tokens,
     )
 
 
@@ -231,7 +242,8 @@ def _is_all_told(usage: Mapping[str, Any]) -> bool:
     return is_priced and all(kind == "message" for kind in kinds)
 
 
-def _has_media(document: dict[str, Any]) -> bool:
+def _block_kinds(document: dict[str, Any]) -> Counter[str]:
+    """How many content blocks of each kind there are."""
     system = document.get("system")
     blocks = list(system) if isinstance(system, list) else []
     for message in read_list(document, "messages"):
@@ -240,17 +252,17 @@ def _has_media(document: dict[str, Any]) -> bool:
         content = message.get("content")
         if isinstance(content, list):
             blocks += content
-    kinds = {_kind(block) for block in blocks}
+    kinds = Counter(_kind(block) for block in blocks)
     for block in blocks:
         if _kind(block) == "tool_result" and isinstance(block.get("content"), list):
             kinds.update(map(_kind, block["content"]))
-    if not kinds.issubset((*_TEXT_BLOCKS, *_MEDIA_BLOCKS, "tool_reference")):
+    if not kinds.keys() <= {*_TEXT_BLOCKS, *_MEDIA_BLOCKS, "tool_reference"}:
         raise RequestError(
             Reason.UNMETERED_ENDPOINT,
             "a content block of this type (of a server tool, a change of tools, a compaction) "
             "cannot be metered: send the call without it",
         )
-    return not kinds.issubset(_TEXT_BLOCKS)
+    return kinds
 
 
 def _kind(block: Any) -> str:

@@ -46,4 +46,5 @@ BEDROCK = Adapter(
     ),
     refusal_body=refusal_body,
     refusal_headers=refusal_headers,
+    exhausted_status=402,  # botocore asks again after a 429, up to four times
 )

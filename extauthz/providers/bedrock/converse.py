@@ -12,7 +12,13 @@ from extauthz.providers.base import CapturedResponse, Request, RequestError, Req
 from extauthz.providers.camel_json import known_fields
 from extauthz.providers.captured import decode_object, extract
 from extauthz.providers.splice import nested_cap_slot
-from extauthz.providers.strict_json import hinted_count, parse_object, read_count, read_list
+from extauthz.providers.strict_json import (
+    beyond_cap,
+    hinted_count,
+    parse_object,
+    read_count,
+    read_list,
+)
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
@@ -54,19 +60,20 @@ def read_request(request: Request, *, stream: bool) -> RequestFacts:
     _refuse_dearer(document)
     media = _has_media(document)
     cap = read_count(config, "maxTokens", _TOKENS_MAX)
+    thinking_tokens = max(
+        hinted_count(additional, key, "budget_tokens") for key in ("thinking", "reasoning_config")
+    )
     return RequestFacts(
         model=request.path_model,
         stream=stream,
         input_tokens_max=None if media else len(body) + PREAMBLE_TOKENS,
         output_tokens_cap=cap,
+        extra_output_tokens=beyond_cap(thinking_tokens, cap),
         # The word may stand there in an escaped spelling; then assume it does.
         cache_writes=b"cachePoint" in body or b"\\u" in body,
         media=media,
         cap_slot=nested_cap_slot(document, body, "inferenceConfig", "maxTokens"),
-        thinking_tokens=max(
-            hinted_count(additional, key, "budget_tokens")
-            for key in ("thinking", "reasoning_config")
-        ),
+        thinking_tokens=thinking_tokens,
     )
 
 

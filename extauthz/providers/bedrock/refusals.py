@@ -7,6 +7,7 @@ from extauthz.providers.base import Refusal
 _TYPES = {
     400: "ValidationException",
     401: "AccessDeniedException",
+    402: "ServiceQuotaExceededException",  # (of AWS's own a 400)
     403: "AccessDeniedException",
     413: "ValidationException",
     429: "ThrottlingException",

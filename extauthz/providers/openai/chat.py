@@ -6,8 +6,8 @@ reports usage only with `stream_options.include_usage`, in one more event with `
 `service_tier` absent or "auto" may be served, and billed, as another tier.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from extauthz.providers.base import (
     CapSlot,
@@ -21,8 +21,9 @@ from extauthz.providers.openai import routing
 from extauthz.providers.openai.dialect import CAP_FIELDS, Dialect, refuse_unknown
 from extauthz.providers.openai.tiers import premium, price_contexts
 from extauthz.providers.openai.usage import PREAMBLE_TOKENS, TOKENS_MAX, told_usage
-from extauthz.providers.splice import cap_slot, find_member, insert_member
+from extauthz.providers.splice import cap_slot, find_rooted, insert_member
 from extauthz.providers.strict_json import (
+    beyond_cap,
     hinted_count,
     parse_object,
     read_count,
@@ -38,6 +39,13 @@ _ANSWERS_MAX = 128
 _TEXT_PARTS = ("text", "refusal")
 _SILENT_PARTS = (*_TEXT_PARTS, "image_url", "file")
 _CLIENT_TOOLS = ("function", "custom")
+
+# What a message may have beside its content, all of it text (or `audio`, which is looked at). What
+# is not here may be anything, such as the URL of an image.
+_MESSAGE = frozenset((
+    "audio", "content", "function_call", "name", "prefix", "reasoning", "reasoning_content",
+    "reasoning_details", "refusal", "role", "thinking", "tool_call_id", "tool_calls",
+))  # fmt: skip
 
 # All that is known to be bounded by what stands in the request: by its bytes, the cap, `n`, or a
 # rule below. Not here, so refused: searches (`web_search_options`), fallbacks to other models and
@@ -66,24 +74,30 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     refuse_unknown(document, _PARAMETERS | dialect.parameters)
     _refuse_server_tools(document)
     media, audio = _modalities(document)
-    cap = read_cap(document, dialect)
-    input_tokens = len(body) + PREAMBLE_TOKENS
+    images = None if audio else read_images(_parts(document), "image_url", _TEXT_PARTS)
+    cap, cap_slots = read_cap(document, dialect), _cap_slots(document, body, dialect)
+    answers = read_count(document, "n", _ANSWERS_MAX) or 1
+    thinking_tokens = _thinking_tokens(document)
+    input_tokens = len(body) - (images.sent if images else 0) + PREAMBLE_TOKENS
+    # Tokens of a prediction that the answer does not use are billed as output too.
+    predicted = input_tokens if document.get("prediction") is not None else 0
     return RequestFacts(
         model=model,
         stream=stream,
-        input_tokens_max=None if media else input_tokens,
+        input_tokens_max=None if media and not images else input_tokens,
+        images=images.pictures if images else 0,
         output_tokens_cap=cap,
-        answers=read_count(document, "n", _ANSWERS_MAX) or 1,
-        # Tokens of a prediction that the answer does not use are billed as output too.
-        extra_output_tokens=input_tokens if document.get("prediction") is not None else 0,
+        answers=answers,
+        extra_output_tokens=predicted + beyond_cap(thinking_tokens, cap) * answers,
         cache_writes=True,
         media=media,
         audio=audio,
         price_contexts=price_contexts(document, dialect.tiers),
         premium=premium(document),
         edits=tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else (),
-        cap_slot=_cap_slot(document, body, dialect),
-        thinking_tokens=_thinking_tokens(document),
+        cap_slot=cap_slots[0],
+        other_caps=cap_slots[1:],
+        thinking_tokens=thinking_tokens,
         input_readings=2 if dialect.routes and _writes_for_an_hour(body) else 1,
         fallback_models=tuple(fallbacks),
         price_slot=routing.price_slot(document, body) if dialect.routes else None,
@@ -110,7 +124,9 @@ def read_cap(document: dict[str, Any], dialect: Dialect) -> int | None:
     Of two, which one holds differs from server to server: the larger is the bound.
     """
     caps = {key: read_count(document, key, TOKENS_MAX) for key in CAP_FIELDS}
-    return max((cap for key in dialect.cap_fields if (cap := caps.get(key))), default=None)
+    if not any(caps[key] for key in dialect.cap_fields):
+        return None
+    return max(cap for cap in caps.values() if cap)
 
 
 def slot_of_cap(document: dict[str, Any], body: bytes, key: str) -> CapSlot:
@@ -118,12 +134,12 @@ def slot_of_cap(document: dict[str, Any], body: bytes, key: str) -> CapSlot:
     return cap_slot(body, key, stands=key in document)
 
 
-def _cap_slot(document: dict[str, Any], body: bytes, dialect: Dialect) -> CapSlot | None:
-    """Where the server looks for a cap; None where the client named two: either may hold."""
-    named = [key for key in dialect.cap_fields if document.get(key) is not None]
-    if len(named) > 1:
-        return None
-    return slot_of_cap(document, body, (named or dialect.cap_fields)[0])
+def _cap_slots(document: dict[str, Any], body: bytes, dialect: Dialect) -> tuple[CapSlot, ...]:
+    """Where the server looks for a cap, and then wherever else the client named one."""
+    named = [key for key in CAP_FIELDS if document.get(key) is not None]
+    obeyed = next((key for key in dialect.cap_fields if key in named), dialect.cap_fields[0])
+    keys = [obeyed, *(key for key in named if key != obeyed)]
+    return tuple(slot_of_cap(document, body, key)._replace(named=document.get(key)) for key in keys)
 
 
 def _writes_for_an_hour(body: bytes) -> bool:
@@ -171,11 +187,49 @@ def _modalities(document: dict[str, Any]) -> tuple[bool, bool]:
         content = message.get("content")
         if message.get("audio") is not None or isinstance(content, dict):
             return True, True
+        if not _MESSAGE.issuperset(key for key, value in message.items() if value is not None):
+            kinds.add("file")
         if isinstance(content, list):
             kinds.update(
                 str(part.get("type")) if isinstance(part, dict) else "" for part in content
             )
     return bool(kinds.difference(_TEXT_PARTS)), bool(kinds.difference(_SILENT_PARTS))
+
+
+class Images(NamedTuple):
+    """Pictures in a request: how many, and how many bytes of the body at least are theirs."""
+
+    pictures: int
+    sent: int
+
+
+def read_images(parts: Sequence[Any], kind: str, others: Sequence[str]) -> Images | None:
+    """The pictures among parts of a content; None: there are none, or more than pictures and text.
+
+    Their links and their data are no text: what a picture takes, its model says.
+    """
+    count = sent = 0
+    for part in parts:
+        found = part.get("type") if isinstance(part, dict) else None
+        if found == kind:
+            image = part.get("image_url")
+            link = image.get("url") if isinstance(image, dict) else image
+            count += 1
+            sent += len(link) if isinstance(link, str) else 0
+        elif found not in others:
+            return None
+    return Images(count, sent) if count else None
+
+
+def _parts(document: dict[str, Any]) -> list[Any]:
+    """The parts of all contents; of a message that may hold more, one that is not known."""
+    parts: list[Any] = []
+    for message in read_list(document, "messages"):
+        content = message.get("content")
+        parts += content if isinstance(content, list) else ()
+        if not _MESSAGE.issuperset(key for key, value in message.items() if value is not None):
+            parts.append(None)
+    return parts
 
 
 def usage_edits(document: dict[str, Any], body: bytes) -> Iterator[Edit]:
@@ -189,13 +243,13 @@ def usage_edits(document: dict[str, Any], body: bytes) -> Iterator[Edit]:
         yield insert_member(body, '"stream_options":{"include_usage":true}')
         return
     if options and "include_usage" in options:
-        span, text = find_member(body, ("stream_options", "include_usage")), "true"
+        span, text = find_rooted(body, ("stream_options", "include_usage")), "true"
     elif options:
-        span = find_member(body, ("stream_options",))
+        span = find_rooted(body, ("stream_options",))
         assert span is not None
         yield Edit(span.start + 1, 0, '"include_usage":true,')
         return
     else:
-        span, text = find_member(body, ("stream_options",)), '{"include_usage":true}'
+        span, text = find_rooted(body, ("stream_options",)), '{"include_usage":true}'
     assert span is not None, "the parser saw this member, so it stands in the bytes"
     yield Edit(span.start, span.end - span.start, text)

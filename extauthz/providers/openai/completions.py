@@ -1,7 +1,8 @@
 """`completions`: the older API of text in, text out.
 
 From https://platform.openai.com/docs/api-reference/completions: each of several prompts is answered
-`n` times; of `best_of` answers all are billed and `n` are returned; a prompt is text or token ids.
+`n` times, with 16 tokens where no cap is named; of `best_of` answers all are billed and `n` are
+returned; a prompt is text or token ids.
 """
 
 from typing import Any
@@ -32,7 +33,8 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     dialect.refuse_unbounded(model)
     refuse_unknown(document, _PARAMETERS | dialect.parameters)
     stream = read_flag(document, "stream")
-    cap = read_count(document, CAP_FIELDS[0], TOKENS_MAX)
+    # (a default of the config is not written over the server's own: a cap is never raised)
+    cap = read_count(document, CAP_FIELDS[0], TOKENS_MAX) or dialect.completion_tokens
     each = max(read_count(document, key, _ANSWERS_MAX) or 1 for key in ("n", "best_of"))
     input_tokens = len(body) + PREAMBLE_TOKENS
     return RequestFacts(

@@ -28,6 +28,8 @@ class Dialect:
         parameters: what it takes beyond OpenAI's own and is bounded by what stands in the request.
         tiers: the values of `service_tier` that it knows; "": without any other than the default.
         unbounded_models: models that bill more than tokens, or are chosen by the server.
+        completion_tokens: what the older `completions` answers with where no cap is named; None:
+            as much as the model can.
         tells_cost: whether its usage says what it charges (see `usage.told_cost_usd`).
         routes: whether it chooses among providers of a model, and among models at the client's
             word, as OpenRouter does.
@@ -40,6 +42,7 @@ class Dialect:
     parameters: frozenset[str] = frozenset()
     tiers: frozenset[str] = frozenset()
     unbounded_models: re.Pattern[str] = _SEARCHES
+    completion_tokens: int | None = 16
     tells_cost: bool = False
     routes: bool = False
 

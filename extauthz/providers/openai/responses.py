@@ -9,7 +9,7 @@ by its id. Then the model's context window does. A stream tells its usage in its
 from typing import Any
 
 from extauthz.providers.base import CapturedResponse, Request, RequestError, RequestFacts
-from extauthz.providers.openai.chat import slot_of_cap
+from extauthz.providers.openai.chat import read_images, slot_of_cap
 from extauthz.providers.openai.dialect import Dialect, refuse_unknown
 from extauthz.providers.openai.tiers import premium, price_contexts
 from extauthz.providers.openai.usage import PREAMBLE_TOKENS, TOKENS_MAX, told_usage
@@ -63,10 +63,13 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     stored = any(document.get(key) is not None for key in _STORED)
     beyond_text = not kinds.issubset(_TEXT_PARTS)
     cap = read_count(document, CAP_FIELDS[0], TOKENS_MAX)
+    images = None if stored else read_images(_parts(document), "input_image", _TEXT_PARTS)
+    input_tokens = len(body) - (images.sent if images else 0) + PREAMBLE_TOKENS
     return RequestFacts(
         model=model,
         stream=read_flag(document, "stream"),
-        input_tokens_max=None if stored or beyond_text else len(body) + PREAMBLE_TOKENS,
+        input_tokens_max=None if stored or (beyond_text and not images) else input_tokens,
+        images=images.pictures if images else 0,
         output_tokens_cap=cap,
         cache_writes=True,
         media=stored or beyond_text,
@@ -124,6 +127,20 @@ def _kinds(document: dict[str, Any]) -> set[str]:
     for item in given:
         kinds |= _kinds_of_item(item)
     return kinds
+
+
+def _parts(document: dict[str, Any]) -> list[Any]:
+    """The parts of every item; of one that is not known to be text, one that is not known."""
+    given = document.get("input")
+    parts: list[Any] = []
+    for item in given if isinstance(given, list) else ():
+        kinds = _kinds_of_item(item)
+        if kinds.issubset((*_TEXT_PARTS, "input_image")):
+            key = "output" if str(item.get("type")).endswith("_output") else "content"
+            parts += item.get(key) or () if kinds else ()
+        else:
+            parts.append(None)
+    return parts
 
 
 def _kinds_of_item(item: Any) -> set[str]:

@@ -8,8 +8,9 @@
 --       then for each counter: amount, limit, enforcing 0|1, forget_at_ms, transient 0|1, and the
 --       id of the budget whose overrides apply, or nothing;
 --       if the call may be capped: its most, least and comfortable cap, its share of the room in
---       thousandths, its cost as fixed and rate, then for each counter: what it holds under the
---       least cap if the counter may cap the call, or nothing; fixed, rate
+--       thousandths, its cost as fixed and rate, the largest cap that is written, then for each
+--       counter: what it holds under the least cap if the counter may cap the call, or nothing;
+--       fixed, rate
 -- Reply {id, "reserved" | "refused", spent, held, limit, ...}  balances as they stood before
 --       {id, "held_already", spent, held, limit, ...}          a repeat: balances as they stand
 --       {id, "paused", until_ms}                               '' without an end
@@ -23,11 +24,11 @@
 
 local OVERRIDES = UNCONFIRMED -- which no reserve has anything to do with
 local id, at_ms, lease_until_ms = ARGV[1], ARGV[2], ARGV[3]
-local ARGS_BEFORE, ARGS_PER_HOLD = 8, 6
+local ARGS_BEFORE, ARGS_PER_HOLD, ARGS_OF_RANGE = 8, 6, 7
 local COUNT = #KEYS - FIRST_COUNTER + 1
 local ARGS_OF_CAP = ARGS_BEFORE + ARGS_PER_HOLD * COUNT
 local may_be_capped = #ARGV > ARGS_OF_CAP
-assert(#ARGV == ARGS_OF_CAP + (may_be_capped and 6 + 3 * COUNT or 0), 'arguments per counter')
+assert(#ARGV == ARGS_OF_CAP + (may_be_capped and ARGS_OF_RANGE + 3 * COUNT or 0), 'arguments per counter')
 
 -- See extauthz/ledger/caps.py, which says the same in Python, and why no product here is inexact.
 local RATE_TOKENS, ROOM_MAX, SHARE_WHOLE = 1000, 2 ^ 40, 1000
@@ -45,7 +46,7 @@ local function hold_of(i)
 end
 
 local function add_slope(hold, i)
-  local at = ARGS_OF_CAP + 6 + 3 * (i - FIRST_COUNTER)
+  local at = ARGS_OF_CAP + ARGS_OF_RANGE + 3 * (i - FIRST_COUNTER)
   hold.least = ARGV[at + 1] ~= '' and ARGV[at + 1] or nil
   hold.fixed, hold.rate = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
 end
@@ -69,9 +70,10 @@ local function chosen_cap(room)
   local function word(n)
     return tonumber(ARGV[ARGS_OF_CAP + n])
   end
-  local most, least, comfort, share = word(1), word(2), word(3), word(4)
+  local most, least, comfort, share, written_max = word(1), word(2), word(3), word(4), word(7)
   share = math.floor(room * share / SHARE_WHOLE)
-  return math.min(most, room, math.max(share, comfort, least))
+  local cap = math.min(most, room, math.max(share, comfort, least))
+  return cap == most and cap or math.min(cap, written_max)
 end
 
 if clock_is_off(at_ms) then

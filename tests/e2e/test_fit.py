@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from calls import HELLO, MESSAGES, post, received
+from sdk_calls import SELLERS, Told, add_providers, caller
 from servers import until
 from sidecar import Sidecar, agent, running_sidecar
 
@@ -21,6 +22,8 @@ WORST = 16_384
 FIFTHS, FIFTHS_NANOUSD = "1.024", 1_024_000_000
 """Five times the worst case, which is $0.2048."""
 FOUR, FOUR_NANOUSD = "0.05", 50_000_000
+BY_NAME = "answers-a-little"
+"""A model whose name has a default of its own: 700 tokens."""
 LONG = {"x-sandbox-output-tokens": str(WORST)}
 """Whoever may answer so much, does."""
 
@@ -32,18 +35,28 @@ def sidecar() -> Iterator[Sidecar]:
         agents |= agent(name, FIFTHS)
     agents |= agent("defaulted", FOUR, default_output_tokens=1000)
     agents |= agent("reasoning", "0.10")
-    agents |= agent("both", budgets=[
+    for name in SELLERS:
+        agents |= agent(f"at-once-{name}", FIFTHS) | agent(f"thinking-{name}", FIFTHS)
+    agents |= agent("candidates", FIFTHS) | agent("agents-own", default_output_tokens=500)
+    agents |= agent("models-own") | agent("both", budgets=[
         {"limit": FIFTHS, "window": "day"},
         {"limit": "0.1024", "window": "hour", "estimate": "strict"},
     ])  # fmt: skip
     prices = [
-        {"provider": name, "model": MODEL, **PRICED, "max_output_tokens": WORST}
-        for name in ("openai", "anthropic")
+        {"provider": name, "model": model, **PRICED, "max_output_tokens": WORST}
+        for name in ("openai", "anthropic", *SELLERS)
+        for model in (MODEL, BY_NAME)
     ]
     defaults = {"estimate": "fit", "hold_wait": "10s"}
-    with running_sidecar(agents=agents, prices=prices, defaults=defaults) as running:
-        for name in ("openai", "anthropic"):
-            running.sandbox.set_price(name, MODEL, **PRICED)
+    models = {"answers-*": {"default_output_tokens": 700}}
+    with running_sidecar(
+        agents=agents, prices=prices, defaults=defaults, models=models, start=False
+    ) as running:
+        add_providers(running)
+        running.start()
+        for name in ("openai", "anthropic", *SELLERS.values()):
+            for model in (MODEL, BY_NAME):
+                running.sandbox.set_price(name, model, **PRICED)
         yield running
 
 
@@ -211,3 +224,82 @@ def test_a_message_that_would_have_no_room_to_answer_is_refused(sidecar: Sidecar
     }
 
     assert post(sidecar, "settling", body, path=MESSAGES).reason == "request_too_large"
+
+
+def assert_capped_and_then_refused(sidecar: Sidecar, name: str, told: list[Told]) -> None:
+    """Ten at once were let through; those after them got less and less, and then nothing."""
+    assert [one.status for one in told[:10]] == [200] * 10
+    later = [one.cap for one in told[10:-1]]
+    assert None not in later
+    assert later == sorted(later, key=int, reverse=True)
+    assert told[-1].reason in ("budget_exhausted", "budget_held")
+    sidecar.until_settled()
+    until(lambda: sidecar.balance(name)[0] == sidecar.sandbox.total_nanousd(name))
+    assert FIFTHS_NANOUSD * 0.9 < sidecar.balance(name)[0] <= FIFTHS_NANOUSD
+    assert sidecar.metric("extauthz_overshoot_usd_total") == 0
+
+
+@pytest.mark.parametrize("provider", SELLERS)
+def test_of_every_sdk_ten_calls_at_once_share_what_is_left_and_the_limit_is_never_passed(
+    sidecar: Sidecar, provider: str
+) -> None:
+    """The provider obeys the cap that was written, and keeps its own bill."""
+    name = f"at-once-{provider}"
+    call = caller(sidecar, provider, name)
+    script = {"output_tokens": WORST}
+
+    with ThreadPoolExecutor(10) as pool:
+        told = list(pool.map(lambda _: call(MODEL, None, script), range(10)))
+    while told[-1].status == 200 and len(told) < 200:
+        told.append(call(MODEL, None, script))
+
+    assert_capped_and_then_refused(sidecar, name, told)
+
+
+@pytest.mark.parametrize(
+    ("provider", "thinks"),
+    [
+        ("gemini", lambda n: {"thinking_config": {"thinking_budget": n}}),
+        ("bedrock", lambda n: {"additionalModelRequestFields": {
+            "thinking": {"type": "enabled", "budget_tokens": n}}}),
+    ],
+)  # fmt: skip
+def test_what_a_model_may_think_is_left_to_it_by_every_provider(
+    sidecar: Sidecar, provider: str, thinks: Any
+) -> None:
+    name = f"thinking-{provider}"
+    call = caller(sidecar, provider, name)
+    script = {"output_tokens": 200_000, "reasoning_tokens": 30_000}
+
+    first = call(MODEL, 50_000, script, **thinks(20_000))
+    assert (first.status, first.cap) == (200, None)
+    second = call(MODEL, 50_000, script, **thinks(20_000))
+    assert (second.status, second.cap) == (200, 5 * WORST - 50_000)
+    third = call(MODEL, 50_000, script, **thinks(20_000))
+    assert third.reason in ("budget_exhausted", "budget_held")
+    assert sidecar.metric("extauthz_overshoot_usd_total") == 0
+
+
+def test_each_candidate_of_geminis_gets_the_cap_and_all_are_held(sidecar: Sidecar) -> None:
+    call = caller(sidecar, "gemini", "candidates")
+    caps = [call(MODEL, None, {"output_tokens": WORST}, candidate_count=4) for _ in range(6)]
+
+    assert [told.cap for told in caps] == [5120, 4096, 4096, 4096, 3072, None]
+    assert caps[-1].status == 429
+    assert_spent_within(sidecar, "candidates", FIFTHS_NANOUSD, 5 * WORST)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "cap"),
+    [("agents-own", BY_NAME, 500), ("agents-own", MODEL, 500), ("models-own", BY_NAME, 700)],
+)
+def test_the_default_cap_is_the_agents_own_else_the_models(
+    sidecar: Sidecar, name: str, model: str, cap: int
+) -> None:
+    """(That of all others, where neither has one, is in test_gemini and test_refusals.)"""
+    answer = sidecar.openai(name).chat.completions.with_raw_response.create(
+        model=model, messages=HELLO, extra_headers=LONG
+    )
+
+    assert int(answer.headers["x-budget-output-cap"]) == cap
+    assert answer.parse().usage.completion_tokens == cap

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,7 @@ import anthropic
 import openai
 import pytest
 from calls import CHAT, CLAUDE, GPT, HELLO, MESSAGES, chat, message, post, received, send
+from sdk_calls import SELLERS, add_providers, caller
 from servers import until
 from sidecar import Sidecar, agent, running_sidecar
 
@@ -27,9 +29,12 @@ def sidecar() -> Iterator[Sidecar]:
     per_agent: dict[str, Any] = {}
     for provider in PROVIDERS:
         per_agent |= agent(f"spent-{provider}", ONE_CALL)
-        per_agent |= agent(f"held-{provider}", ONE_CALL)
+        per_agent |= agent(f"held-{provider}", ONE_CALL) | agent(f"freed-{provider}", ONE_CALL)
         per_agent |= agent(f"small-{provider}", "0.000001")
         per_agent |= agent(f"busy-{provider}", max_in_flight=1)
+    for provider in SELLERS:
+        per_agent |= agent(f"spent-{provider}", ONE_CALL) | agent(f"held-{provider}", ONE_CALL)
+    per_agent |= agent("held-gemini-told", ONE_CALL)
     agents = per_agent | (
         agent("bot")
         | agent("picky", models={"allow": ["gpt-4.1*", "claude-3*"]})
@@ -49,13 +54,16 @@ def sidecar() -> Iterator[Sidecar]:
     )
     prices = [
         {"provider": provider, "model": ODDLY_PRICED, "input": "0", "output": "12.5"}
-        for provider in PROVIDERS
+        for provider in (*PROVIDERS, *SELLERS)
     ]
     teams = {"crew": {"budgets": [{"limit": ONE_CALL, "window": "day"}]}}
+    defaults = {"hold_wait": "200ms", "default_output_tokens": 60}
     with running_sidecar(
-        agents=agents, prices=prices, teams=teams, defaults={"hold_wait": "200ms"}
+        agents=agents, prices=prices, teams=teams, defaults=defaults, start=False
     ) as running:
-        for provider in PROVIDERS:
+        add_providers(running)
+        running.start()
+        for provider in (*PROVIDERS, *SELLERS.values()):
             running.sandbox.set_price(provider, ODDLY_PRICED, input="0", output="12.5")
         yield running
 
@@ -216,6 +224,75 @@ def test_room_that_is_only_held_is_worth_the_sdks_retry(sidecar: Sidecar, provid
     assert 1 <= int(headers["retry-after"]) <= 3
     assert_budget_headers(headers, f"agent/{name}/day/usd", ONE_CALL, "0.00", ONE_CALL)
     assert checks_of(sidecar, name, "budget_held") == 2
+
+
+EXHAUSTED = {
+    "gemini": (429, "RESOURCE_EXHAUSTED"),
+    "bedrock": (402, "ServiceQuotaExceededException"),
+    "cohere": (402, "ApiError"),
+}
+
+
+@pytest.mark.parametrize("provider", SELLERS)
+def test_no_other_sdk_as_it_comes_asks_a_spent_budget_again(
+    sidecar: Sidecar, provider: str
+) -> None:
+    name = f"spent-{provider}"
+    spend_one_call(sidecar, "openai", name)
+    sidecar.until_settled()
+
+    told = caller(sidecar, provider, name, attempts=None)(ODDLY_PRICED, 1000, {})
+
+    assert (told.status, told.error) == EXHAUSTED[provider]
+    assert told.reason == "budget_exhausted"
+    assert checks_of(sidecar, name, "budget_exhausted") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "provider", "attempts", "checks"),
+    [
+        # The SDK of Gemini asks again only where it is told to.
+        ("held-gemini", "gemini", None, 1),
+        ("held-gemini-told", "gemini", 2, 2),
+        ("held-bedrock", "bedrock", 2, 2),
+        ("held-cohere", "cohere", 2, 2),
+    ],
+)
+def test_room_that_is_only_held_is_worth_the_retry_of_every_other_sdk(
+    sidecar: Sidecar, name: str, provider: str, attempts: int | None, checks: int
+) -> None:
+    with one_call_under_way(sidecar, "openai", name):
+        told = caller(sidecar, provider, name, attempts=attempts)(ODDLY_PRICED, 1000, {})
+
+    assert (told.status, told.reason) == (429, "budget_held")
+    assert checks_of(sidecar, name, "budget_held") == checks
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_sdks_retry_is_let_through_once_the_room_is_no_longer_held(
+    sidecar: Sidecar, provider: str
+) -> None:
+    name = f"freed-{provider}"
+    first: Any = client_of(sidecar, "openai", name).chat.completions.create(
+        model=ODDLY_PRICED,
+        messages=HELLO,
+        max_tokens=1000,
+        stream=True,
+        extra_headers={"x-sandbox-chunk-delay-ms": "300", "x-sandbox-output-tokens": "10"},
+    )
+    client = client_of(sidecar, provider, name, max_retries=8)
+
+    with ThreadPoolExecutor(1) as pool:
+        retried = pool.submit(ask, client, ODDLY_PRICED, max_tokens=900)
+        until(lambda: checks_of(sidecar, name, "budget_held") > 0)
+        assert len(list(first)) > 1
+        assert retried.result(60).headers["x-budget-held-usd"] == "0.01125"
+
+
+def test_a_call_without_a_cap_gets_the_default_of_all(sidecar: Sidecar) -> None:
+    answer = post(sidecar, "bot", chat(max_tokens=None), x_sandbox_output_tokens="5000")
+
+    assert (answer.status, answer.headers["x-budget-output-cap"]) == (200, "60")
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

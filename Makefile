@@ -8,7 +8,7 @@ PROTOS := $(wildcard protos/extauthz/pb/*.proto)
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --reruns 1 -raR
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full tightness check format protos envoy-yaml clean
+.PHONY: help install demo test test-full tightness bench check format protos envoy-yaml clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-full: $(INSTALLED) ## the same at their longer sizes too
 
 tightness: $(INSTALLED) ## how far estimates are above costs
 	@$(BIN)/python tests/tightness.py
+
+bench: $(INSTALLED) ## measure how fast it is (ROWS="checks latency")
+	@$(BIN)/python -m bench $(ROWS)
 
 check: $(INSTALLED) ## lint, types, layers, generated files
 	$(BIN)/ruff check .

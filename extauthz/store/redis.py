@@ -285,8 +285,7 @@ class RedisStore(RedisReads):
         return await self._courier.in_own_task(work)
 
     async def _run(self, call: Call) -> list[str]:
-        (answer,) = await self._courier.run([call])
-        reply = checked(call.org, answer)
+        reply = checked(call.org, await self._courier.run_one(call))
         if isinstance(reply, Exception):
             raise reply
         return reply

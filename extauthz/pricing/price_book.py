@@ -6,12 +6,13 @@ day: a call is estimated and settled at the prices of the moment it was reserved
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import translate
 from functools import lru_cache
 from importlib.metadata import version
+from typing import NamedTuple
 
 from genai_prices import Usage, data_snapshot, types
 from genai_prices.data_units import unit_data
@@ -28,6 +29,9 @@ _MODELS_REMEMBERED = 4096
 
 # Kinds of usage whose price no other kind's stands in for. (Parts of the input, such as what was
 # read from a cache, are billed as input where they have no price of their own.)
+_PRICES_REMEMBERED = 64
+"""Of one model, at most: each is for one second and one way to be served."""
+
 _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
     kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
 )
@@ -90,6 +94,22 @@ class Estimate:
         return self.input_tokens + self.output_tokens
 
 
+_Moment = tuple[int, tuple[tuple[str, str], ...]]
+"""A second, and how a call is served."""
+
+
+def _moment(at_ms: int, context: Mapping[str, str]) -> _Moment:
+    return at_ms // 1000, tuple(context.items())
+
+
+class _Rates(NamedTuple):
+    """The dearest rates in USD: for a call, and for a million tokens of its input and output."""
+
+    call: Decimal
+    input: Decimal
+    output: Decimal
+
+
 @dataclass(frozen=True, slots=True)
 class PricedModel:
     """A model with a price. `own` is set where the config priced it."""
@@ -99,6 +119,12 @@ class PricedModel:
     output_tokens_max: int
     context_window: int | None
     own: OwnPrice | None = None
+    _known: dict[_Moment, types.ModelPrice] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _rates: dict[tuple[_Moment, bool, bool], _Rates] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def covers(self, facts: RequestFacts, at_ms: int) -> bool:
         """Whether all that the call can be billed for has a price.
@@ -136,8 +162,7 @@ class PricedModel:
             cap = default_output_tokens or self.output_tokens_max
         output_tokens = cap * facts.answers + facts.extra_output_tokens
         dearest = [
-            _dearest(self._prices(at_ms, context), facts, input_tokens)
-            for context in facts.price_contexts
+            self._dearest(at_ms, context, facts, input_tokens) for context in facts.price_contexts
         ]
         usd = max(fixed + output * output_tokens for fixed, output in dearest)
         fixed, output = map(max, zip(*dearest, strict=True))
@@ -181,7 +206,31 @@ class PricedModel:
         return bill_of(self._prices(at_ms, report.price_context), Usage(**report.amounts))
 
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
-        return self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
+        """Those of an instant. They change at whole seconds only, and are slow to look up."""
+        moment = _moment(at_ms, context)
+        prices = self._known.get(moment)
+        if prices is None:
+            if len(self._known) >= _PRICES_REMEMBERED:
+                self._known.clear()
+            prices = self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
+            self._known[moment] = prices
+        return prices
+
+    def _dearest(
+        self, at_ms: int, context: Mapping[str, str], facts: RequestFacts, input_tokens: int
+    ) -> tuple[Decimal, Decimal]:
+        """The dearest way to be billed, in USD: but for the output, and a token of it."""
+        prices = self._prices(at_ms, context)
+        place = (_moment(at_ms, context), facts.media, facts.cache_writes)
+        rates = self._rates.get(place)
+        if rates is None:
+            rates = _dearest(prices, facts, input_tokens)
+            if not any(isinstance(rate, types.TieredPrices) for rate in vars(prices).values()):
+                if len(self._rates) >= _PRICES_REMEMBERED:
+                    self._rates.clear()
+                self._rates[place] = rates
+        fixed = rates.call + _counted(prices, facts) + rates.input * input_tokens / 1_000_000
+        return fixed, rates.output / 1_000_000
 
     def _prices_audio(self, at_ms: int) -> bool:
         prices = vars(self._prices(at_ms, {}))
@@ -300,10 +349,8 @@ def _counted(price: types.ModelPrice, facts: RequestFacts) -> Decimal:
     return total
 
 
-def _dearest(
-    price: types.ModelPrice, facts: RequestFacts, input_tokens: int
-) -> tuple[Decimal, Decimal]:
-    """The dearest way to be billed at these prices, in USD: but for the output, and a token of it.
+def _dearest(price: types.ModelPrice, facts: RequestFacts, input_tokens: int) -> _Rates:
+    """The dearest way to be billed at these prices.
 
     A price that goes by length goes by that of the input.
     """
@@ -320,7 +367,7 @@ def _dearest(
             out = max(out, rate)
         else:
             into = max(into, rate)
-    return fixed + _counted(price, facts) + into * input_tokens / 1_000_000, out / 1_000_000
+    return _Rates(fixed, into, out)
 
 
 def _top_tier(value: Decimal | types.TieredPrices, input_tokens: int) -> Decimal:

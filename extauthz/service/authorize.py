@@ -226,7 +226,8 @@ class Authorizer:
         except RequestError as error:
             status = {Reason.BODY_TOO_LARGE: 413, Reason.UNMETERED_ENDPOINT: 403}
             raise Denied(error.reason, status.get(error.reason, 400), error.message) from None
-        verdict.facts = replace(facts, model=_model_of(upstream, facts.model))
+        model = _model_of(upstream, facts.model)
+        verdict.facts = facts if model == facts.model else replace(facts, model=model)
         return True
 
     def _permit(self, agent: Agent, verdict: Verdict) -> None:

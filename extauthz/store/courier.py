@@ -5,7 +5,7 @@ cut off so is closed. A command is sent again only if its first copy was certain
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import count
 from typing import Any, TypeVar
@@ -40,45 +40,11 @@ class Courier:
         self.topology = topology
         self._timeout_s = command_timeout_s
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._together: list[tuple[Call, asyncio.Future[Any]]] = []
         self._is_closed = False
 
     async def run(self, calls: Sequence[Call]) -> list[list[str] | StoreError]:
         """Run scripts: for each its reply, or why there is none to be trusted."""
         return await self._deliver(run_scripts, calls, [call.org for call in calls])
-
-    async def run_one(self, call: Call) -> list[str] | Exception:
-        """Run a script with all that others ask for in this turn of the loop: one round trip.
-
-        Cancelling the caller stops the waiting, not the script.
-        """
-        # (WAIT stops its connection: whatever stood behind it would wait as well)
-        if call.wait is not None or _UNDER_WAY.get() is self:
-            return (await self.run([call]))[0]
-        if self._is_closed:
-            raise self._closed()
-        if not self._together:
-            self._start(self._run_together())
-        answer = asyncio.get_running_loop().create_future()
-        self._together.append((call, answer))
-        reply: list[str] | Exception = await answer
-        return reply
-
-    async def _run_together(self) -> None:
-        """A task of its own, which starts when everyone in this turn has had his say."""
-        _UNDER_WAY.set(self)
-        together, self._together = self._together, []
-        try:
-            answers: Sequence[Any] = await self.run([call for call, _ in together])
-        except Exception as error:  # noqa: BLE001 - each caller raises it
-            answers = [error] * len(together)
-        except asyncio.CancelledError:
-            for _, waiting in together:
-                waiting.cancel()
-            raise
-        for (_, waiting), answer in zip(together, answers, strict=True):
-            if not waiting.done():  # its caller may have left
-                waiting.set_result(answer)
 
     async def read(self, org: str, *commands: Command) -> list[Any]:
         """Run plain commands on an org's keys: all replies, or a `StoreError`."""
@@ -93,13 +59,18 @@ class Courier:
         if _UNDER_WAY.get() is self:
             return await work()  # a part of it
         if self._is_closed:
-            raise self._closed()
+            raise StoreUnavailableError(
+                f"the store at {self.topology.place} was closed by this process"
+            )
 
         async def run() -> _T:
             _UNDER_WAY.set(self)
             return await work()
 
-        return await asyncio.shield(self._start(run()))
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
 
     async def close(self) -> None:
         """Refuse new deliveries, wait for those under way, then close the connections."""
@@ -107,17 +78,6 @@ class Courier:
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self.topology.close()
-
-    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        return task
-
-    def _closed(self) -> StoreUnavailableError:
-        return StoreUnavailableError(
-            f"the store at {self.topology.place} was closed by this process"
-        )
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

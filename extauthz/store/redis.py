@@ -285,7 +285,8 @@ class RedisStore(RedisReads):
         return await self._courier.in_own_task(work)
 
     async def _run(self, call: Call) -> list[str]:
-        reply = checked(call.org, await self._courier.run_one(call))
+        (answer,) = await self._courier.run([call])
+        reply = checked(call.org, answer)
         if isinstance(reply, Exception):
             raise reply
         return reply

@@ -7,80 +7,22 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import h2load
+from bench import h2load, table
+from bench.bodies import json_answers, requests, settlements, streams
 from bench.check_rate import check_rate
-from bench.measure import Figure, Figures, in_turn
+from bench.measure import Figures, in_turn
 from bench.processes import free_port, listens_on, running, until
 from bench.product import Product, running_product
+from bench.scale import scale
+from bench.table import Line
 from bench.through_envoy import latency, sixteen
 
 Measure = Callable[[], Figures]
-RESULT = Path(__file__).parent / "result.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the table."""
-
-    what: str
-    found: str
-    goal: str = ""
-
-
 Show = Callable[[Figures], list[Line]]
-
-
-def _rate_lines(found: Figures) -> list[Line]:
-    rate = {name: figures["per_second"] for name, figures in found.items()}
-    cpu = {name: figures["cpu_us"] for name, figures in found.items()}
-    each = [
-        Line(f"{name}: Checks a second, CPU each", f"{rate[name].text(digits=0)}, {_us(cpu[name])}")
-        for name in found
-    ]
-    return [
-        *each,
-        Line("ours: CPU of the store for each Check", _us(found["ours"]["store_cpu_us"])),
-        Line("throughput, ours / E1", rate["ours"].over(rate["E1"]).text(), ">= 0.75"),
-        Line("throughput, ours / E1w", rate["ours"].over(rate["E1w"]).text()),
-        Line("CPU of a Check, ours / E1", cpu["ours"].over(cpu["E1"]).text()),
-    ]
-
-
-def _latency_lines(found: Figures) -> list[Line]:
-    lines = []
-    for percent, goal in (("p50_us", "<= 1.25 x E1"), ("p99_us", "<= 1.5 x E1")):
-        alone = found["Envoy alone"][percent]
-        lines.append(Line(f"{percent[:3]} of Envoy alone", _us(alone)))
-        for name in ("E1", "E1w", "ours"):
-            added = found[name][percent].minus(alone)
-            lines.append(
-                Line(f"{percent[:3]} added by {name}", _us(added), goal if name == "ours" else "")
-            )
-    return lines
-
-
-def _sixteen_lines(found: Figures) -> list[Line]:
-    rate = {name: figures["per_second"] for name, figures in found.items()}
-    lines = [
-        Line(f"requests/s at 16 connections, {name}", figure.text(digits=0))
-        for name, figure in rate.items()
-    ]
-    if "LiteLLM" in rate:
-        ratio = rate["ours"].over(rate["LiteLLM"])
-        return [*lines, Line("requests/s, ours / LiteLLM", ratio.text(digits=1), ">= 25")]
-    return [*lines, Line("LiteLLM", "not installed: see bench/litellm.py")]
-
-
-def _start_lines(found: Figures) -> list[Line]:
-    return [Line("`extauthz up` to ready", found["up"]["seconds"].text(" s"), "< 2 s")]
-
-
-def _us(figure: Figure) -> str:
-    return figure.text(" us", 0)
+RESULT = Path(__file__).parent / "result.json"
 
 
 def machine() -> dict[str, object]:
@@ -124,10 +66,24 @@ def rows(port: int, rounds: int, count: int) -> dict[str, tuple[Measure, Show]]:
         return run
 
     return {
-        "checks": (with_product(lambda p: check_rate(p, rounds, count)), _rate_lines),
-        "latency": (with_product(lambda p: latency(p, port, rounds, count // 5)), _latency_lines),
-        "sixteen": (with_product(lambda p: sixteen(p, port, rounds, count // 2)), _sixteen_lines),
-        "start": (lambda: start(port, rounds), _start_lines),
+        "checks": (with_product(lambda p: check_rate(p, rounds, count)), table.rate_lines),
+        "latency": (
+            with_product(lambda p: latency(p, port, rounds, count // 5)),
+            table.latency_lines,
+        ),
+        "sixteen": (
+            with_product(lambda p: sixteen(p, port, rounds, count // 2)),
+            table.sixteen_lines,
+        ),
+        "streams": (with_product(lambda p: streams(p, port, rounds, 3)), table.streams_lines),
+        "answers": (with_product(lambda p: json_answers(p, port, rounds, 10)), table.answers_lines),
+        "requests": (with_product(lambda p: requests(p, rounds, 3)), table.requests_lines),
+        "settlements": (
+            with_product(lambda p: settlements(p, rounds, count // 2)),
+            table.settlements_lines,
+        ),
+        "scale": (lambda: scale(port, rounds, count // 2), table.scale_lines),
+        "start": (lambda: start(port, rounds), table.start_lines),
     }
 
 

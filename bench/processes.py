@@ -77,14 +77,14 @@ def resident_bytes(pid: int) -> int:
 
 
 def child_named(pid: int, word: str) -> int:
-    """The child of a process with an argument that ends so.
+    """The child of a process with an argument, or a title's word, that ends so.
 
     Raises:
         LookupError: there is none.
     """
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in map(int, (task / "children").read_text().split()):
-            arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+            arguments = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ").split()
             if any(argument.endswith(word) for argument in arguments):
                 return child
     raise LookupError(word)

@@ -20,7 +20,8 @@ def uuid7(at_ms: int, request_id: str = "") -> str:
     if request_id:
         low = request_mark(request_id)
     value = (at_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low
-    return str(uuid.UUID(int=value))
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def request_mark(request_id: str) -> int:

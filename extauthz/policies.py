@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from extauthz.identity import KeyRule, Rule
 from extauthz.ledger import Hold
@@ -51,7 +52,7 @@ class MissingUsage(StrEnum):
     """The lower bound that was seen: then the limit is not hard."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for the id that is kept
 class Budget:
     """A limit on what an agent, a key, a team and so on may use in each window."""
 
@@ -68,7 +69,7 @@ class Budget:
     shadow: bool = False
     explicit_id: str | None = None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Stable over restarts and changed limits; readable in the store."""
         if self.explicit_id:

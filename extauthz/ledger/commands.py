@@ -1,7 +1,7 @@
 """What the ledger is told and what it answers: plain values, no behaviour but rule 1."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from extauthz.ledger.caps import ROOM_MAX, CapRange, Slope
@@ -79,7 +79,17 @@ class Hold:
         """What is held once the cap is known."""
         if cap is None or self.slope is None:
             return self
-        return replace(self, amount=self.slope.at(cap))
+        return Hold(
+            self.key,
+            self.slope.at(cap),
+            self.limit,
+            self.forget_at_ms,
+            self.enforcing,
+            self.transient,
+            self.budget_id,
+            self.slope,
+            self.least,
+        )
 
 
 @dataclass(frozen=True, slots=True)

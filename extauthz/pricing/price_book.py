@@ -6,7 +6,7 @@ day: a call is estimated and settled at the prices of the moment it was reserved
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import translate
@@ -36,6 +36,9 @@ _MODELS_REMEMBERED = 4096
 
 # Kinds of usage whose price no other kind's stands in for. (Parts of the input, such as what was
 # read from a cache, are billed as input where they have no price of their own.)
+_PRICES_REMEMBERED = 64
+"""Of one model, at most: each is for one second and one way to be served."""
+
 _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
     kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
 )
@@ -73,6 +76,10 @@ class OwnPrice:
     fallback: bool = False
 
 
+_Moment = tuple[int, tuple[tuple[str, str], ...]]
+"""A second, and how a call is served."""
+
+
 @dataclass(frozen=True, slots=True)
 class PricedModel:
     """A model with a price.
@@ -96,6 +103,9 @@ class PricedModel:
     caps_bind: bool = True
     cap_max: int | None = None
     image_tokens_max: int | None = None
+    _known: dict[_Moment, types.ModelPrice] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def bounded(self, facts: RequestFacts) -> RequestFacts:
         """The facts without a cap that does not bind this model."""
@@ -183,8 +193,16 @@ class PricedModel:
         return bill_of(self._prices(at_ms, report.price_context), Usage(**report.amounts))
 
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
-        prices = self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
-        return prices if self.own else in_region(prices, self.info.id, context)
+        """Those of an instant. They change at whole seconds only, and are slow to look up."""
+        moment = at_ms // 1000, tuple(context.items())
+        prices = self._known.get(moment)
+        if prices is None:
+            if len(self._known) >= _PRICES_REMEMBERED:
+                self._known.clear()
+            prices = self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
+            prices = prices if self.own else in_region(prices, self.info.id, context)
+            self._known[moment] = prices
+        return prices
 
     def _prices_audio(self, at_ms: int) -> bool:
         prices = vars(self._prices(at_ms, {}))

@@ -1,6 +1,7 @@
 """What goes on without a call: expiring leases, and giving back what nobody waits for."""
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -132,8 +133,9 @@ class ExpiryLoop:
         self._forget_calls(self.clock() - policies.stream_ms_max - policies.lease_ms)
 
     def _forget_calls(self, before_ms: int) -> None:
-        # In order of insertion, so the first young one ends the search.
-        for request_id, record in list(self.open_calls.items()):
-            if record.reserved_at_ms >= before_ms:
-                return
+        # In order of insertion, so all that are too old stand before the first young one.
+        too_old = itertools.takewhile(
+            lambda call: call[1].reserved_at_ms < before_ms, self.open_calls.items()
+        )
+        for request_id in [request_id for request_id, _ in too_old]:
             del self.open_calls[request_id]

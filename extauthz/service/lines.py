@@ -10,7 +10,7 @@ from extauthz.policies import Agent, Budget, Line, Policies, Unit
 from extauthz.pricing import Estimate
 from extauthz.reasons import Reason
 from extauthz.store.base import counter_key, rolling_counter_key
-from extauthz.windows import Bounds
+from extauthz.windows import Bounds, Window
 
 NEVER_MS = 10 * 365 * 86_400_000
 """A `total` budget has no end; its counter is remembered for ten years after its last use."""
@@ -48,17 +48,26 @@ def lines_of(
     return tuple(lines)
 
 
+_now: dict[Window, Bounds] = {}
+"""The calendar windows that were looked at last: nearly every call is in the same as the one before
+it. As many as the config has kinds of windows."""
+
+
 def budget_line(budget: Budget, at_ms: int) -> tuple[str, Bounds]:
     """The counter of a budget's current window, and that window."""
-    bounds, length_ms = budget.window.bounds(at_ms), budget.window.length_ms
-    if length_ms is not None:
-        return rolling_counter_key(budget.org, budget.id, length_ms), bounds
+    window = budget.window
+    if window.length_ms is not None:
+        key = rolling_counter_key(budget.org, budget.id, window.length_ms)
+        return key, window.bounds(at_ms)
+    bounds = _now.get(window)
+    if bounds is None or not bounds.contains(at_ms):
+        bounds = _now[window] = window.bounds(at_ms)
     return counter_key(budget.org, budget.id, bounds.start_ms), bounds
 
 
 def under_cap(lines: Sequence[Line], cap: int | None) -> tuple[Line, ...]:
     """The lines with what is held once the cap is chosen."""
-    return tuple(replace(line, hold=line.hold.under(cap)) for line in lines)
+    return tuple(Line(line.budget, line.bounds, line.hold.under(cap)) for line in lines)
 
 
 def with_limits(lines: Sequence[Line], limits: Sequence[int]) -> tuple[Line, ...]:

@@ -128,18 +128,26 @@ class Observer:
         self._metrics.unreadable_entries.inc()
 
 
+_written = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _write(level: int, **fields: Any) -> None:
-    log.log(level, json.dumps(fields, separators=(",", ":")))
+    log.log(level, _written(fields))
 
 
 class JsonFormatter(logging.Formatter):
     """Every record is one JSON line; those of this module already are, but for time and level."""
 
     converter = staticmethod(time.gmtime)  # times in UTC
+    _second = 0
+    _second_text = ""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        at = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        if int(record.created) != self._second:
+            self._second = int(record.created)
+            self._second_text = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        at = self._second_text
         head = f'{{"time":"{at}.{int(record.msecs):03d}Z","level":"{record.levelname.lower()}"'
         message = record.getMessage()
         if record.name == log.name:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
@@ -73,15 +74,14 @@ def _allowed(verdict: Verdict, body_size: int, now_ms: int) -> ext_authz_pb2.Che
         headers.append(("x-budget-output-cap", str(verdict.output_cap)))
     if shown is not None:
         headers += budget_headers(verdict.lines[shown], verdict.balances[shown], now_ms)
-    response.ok_response.response_headers_to_add.extend(_headers(headers))
+    _add_headers(response.ok_response.response_headers_to_add, headers)
     if verdict.record is not None:
-        response.dynamic_metadata.CopyFrom(_metadata(verdict, verdict.record, body_size))
+        _add_metadata(response.dynamic_metadata, verdict, verdict.record, body_size)
     return response
 
 
-def _metadata(verdict: Verdict, record: CallRecord, body_size: int) -> Struct:
+def _add_metadata(metadata: Struct, verdict: Verdict, record: CallRecord, body_size: int) -> None:
     """For Lua (`rid`, `edits`, `size`) and for the sink (`call`)."""
-    metadata = Struct()
     fields = metadata.fields
     fields["rid"].string_value = record.reservation_id
     fields["call"].string_value = record.to_json()
@@ -92,7 +92,6 @@ def _metadata(verdict: Verdict, record: CallRecord, body_size: int) -> Struct:
             values.add().number_value = edit.offset
             values.add().number_value = edit.dropped
             values.add().string_value = edit.text
-    return metadata
 
 
 def _denied(verdict: Verdict, now_ms: int) -> ext_authz_pb2.CheckResponse:
@@ -118,7 +117,7 @@ def _denied(verdict: Verdict, now_ms: int) -> ext_authz_pb2.CheckResponse:
     refusal = Refusal(verdict.status, verdict.reason, verdict.message, verdict.decision_id, details)
     response = ext_authz_pb2.CheckResponse(status=ext_authz_pb2.RpcStatus(code=_PERMISSION_DENIED))
     response.denied_response.status.code = verdict.status
-    response.denied_response.headers.extend(_headers(headers))
+    _add_headers(response.denied_response.headers, headers)
     response.denied_response.body = adapter.refusal_body(refusal).decode()
     # The log tells refusals apart without a reservation.
     response.dynamic_metadata.fields["reason"].string_value = verdict.reason.value
@@ -140,14 +139,15 @@ def _retry_headers(verdict: Verdict, line: Line | None, now_ms: int) -> list[tup
     return [("x-should-retry", "false")]
 
 
-def _headers(pairs: Iterable[tuple[str, str]]) -> list[ext_authz_pb2.HeaderValueOption]:
-    overwrite = ext_authz_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-    return [
-        ext_authz_pb2.HeaderValueOption(
-            header=ext_authz_pb2.HeaderValue(key=key, value=value), append_action=overwrite
-        )
-        for key, value in pairs
-    ]
+def _add_headers(
+    options: RepeatedCompositeFieldContainer[ext_authz_pb2.HeaderValueOption],
+    pairs: Iterable[tuple[str, str]],
+) -> None:
+    """In place: messages that are made from keywords and then copied take three times as long."""
+    for key, value in pairs:
+        option = options.add()
+        option.append_action = ext_authz_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+        option.header.key, option.header.value = key, value
 
 
 def completed_call(entry: access_log_pb2.HTTPAccessLogEntry, record: CallRecord) -> CompletedCall:

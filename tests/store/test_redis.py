@@ -1,6 +1,7 @@
 """What the scripts leave behind in a real server, and that they touch only what they declare."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,6 +80,18 @@ async def test_scripts_that_the_server_has_forgotten_are_sent_again(
     endings = await redis_store.settle_many(batch)
     assert [e.outcome for e in endings if isinstance(e, Ending)] == [Outcome.RECOVERED] * 3
     client.close()
+
+
+async def test_words_that_cannot_be_sent_fail_their_own_call_only(redis_store: RedisStore) -> None:
+    good, bad = (first := Call()), first.sibling()
+
+    answers = await redis_store.settle_many(
+        [replace(bad.settle(), particulars="\ud800"), good.settle()]
+    )
+
+    assert isinstance(answers[0], UnicodeEncodeError)
+    assert isinstance(answers[1], Ending)
+    assert answers[1].id == good.id
 
 
 @pytest.mark.parametrize("field", ["spent", "held"])

@@ -148,12 +148,9 @@ CAPPED = [
 ]
 
 
-def _written_as(endpoint: str) -> str:
-    return endpoint.removesuffix("_in_region")
-
-
 def body_of(api: str, endpoint: str, asked: Asked, *, ascii_only: bool = True) -> Request:
-    document = (cohere if api == "cohere" else WRITERS[_written_as(endpoint)])(asked)
+    writer = WRITERS[endpoint.removesuffix("_in_region")]
+    document = (cohere if api == "cohere" else writer)(asked)
     in_path = any(part in endpoint for part in NAMED_IN_PATH)
     if not in_path:
         document = {"model": asked.model, **document}
@@ -168,7 +165,7 @@ def read(api: str, endpoint: str, request: Request) -> RequestFacts:
 
 
 def test_every_endpoint_that_takes_a_cap_is_written_here():
-    assert {_written_as(endpoint) for _, endpoint in CAPPED} == set(WRITERS)
+    assert {name.removesuffix("_in_region") for _, name in CAPPED} == set(WRITERS)
 
 
 def of_corpus(entry: dict[str, Any]) -> RequestFacts:
@@ -241,7 +238,7 @@ PRICES = st.decimals("0", "100", places=4)
 def test_no_call_costs_more_than_its_estimate_nor_under_a_cap_than_what_is_held_for_that(
     api, endpoint, asked, into, out, part, ascii_only
 ):
-    many = _written_as(endpoint) not in ONE_ANSWER and api != "cohere"
+    many = endpoint.removesuffix("_in_region") not in ONE_ANSWER and api != "cohere"
     asked = asked if many else replace(asked, answers=1)
     request = body_of(api, endpoint, asked, ascii_only=ascii_only)
     facts = read(api, endpoint, request)

@@ -196,7 +196,7 @@ def _for_owner_only(folder: Path) -> None:
     """
     found = folder.stat()
     if found.st_uid == os.geteuid() and found.st_mode & OWNER_ONLY:
-        folder.chmod(0o700)
+        folder.chmod(found.st_mode & 0o700)
 
 
 def _locked(file: IO[str]) -> bool:

@@ -8,7 +8,7 @@ PROTOS := $(wildcard protos/extauthz/pb/*.proto)
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --reruns 1 -raR
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full tightness bench check format protos envoy-yaml clean
+.PHONY: help install demo test test-full tightness bench fuzz check format protos envoy-yaml clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ tightness: $(INSTALLED) ## how far estimates are above costs
 
 bench: $(INSTALLED) ## measure how fast it is (ROWS="checks latency")
 	@$(BIN)/python -m bench $(ROWS)
+
+fuzz: $(INSTALLED) ## fuzz each target, new inputs from the kept corpus on (SECONDS=60)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --group fuzz
+	@$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60)
 
 check: $(INSTALLED) ## lint, types, layers, generated files
 	$(BIN)/ruff check .

@@ -8,17 +8,25 @@ PROTOS := $(wildcard protos/extauthz/pb/*.proto)
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --reruns 1 -raR
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full tightness bench check format protos envoy-yaml clean
+.PHONY: help install demo test test-full tightness bench fuzz check lock format protos envoy-yaml clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "extauthz needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group dev
+	@if $(BIN)/python tools/lock.py fits; then \
+		echo "installing what requirements.lock names, by its hashes" && \
+		grep -v '^atheris==' requirements.lock > .venv/locked.txt && \
+		$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/locked.txt && \
+		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
+	else \
+		echo "requirements.lock is for another Python or platform: installing unpinned" && \
+		$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
+		$(BIN)/python -m pip install --quiet --editable '.[demo]' --group dev; \
+	fi
 	@touch $@
 
 install: $(INSTALLED) ## make .venv with everything in it
@@ -38,12 +46,23 @@ tightness: $(INSTALLED) ## how far estimates are above costs
 bench: $(INSTALLED) ## measure how fast it is (ROWS="checks latency")
 	@$(BIN)/python -m bench $(ROWS)
 
+fuzz: $(INSTALLED) ## fuzz each target, new inputs from the kept corpus on (SECONDS=60)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || { \
+		grep '^atheris==' requirements.lock > .venv/fuzz.txt && \
+		$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/fuzz.txt; }
+	@$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60)
+
 check: $(INSTALLED) ## lint, types, layers, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/lock.py check
 	@$(MAKE) --no-print-directory --silent generated-are-fresh
+
+lock: $(INSTALLED) ## resolve the dependencies anew into requirements.lock
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python tools/lock.py write
 
 format: $(INSTALLED) ## format, and mend what the linter can
 	$(BIN)/ruff check --fix .

@@ -1,15 +1,24 @@
 """The whole bootstrap: its parts put together, and printed."""
 
+from datetime import timedelta
+
 from envoy_data_plane.envoy.config.bootstrap.v3 import (
     Admin,
     Bootstrap,
     BootstrapStaticResources,
 )
 from envoy_data_plane.envoy.config.core.v3 import Address, Node, Pipe
-from envoy_data_plane.envoy.config.overload.v3 import OverloadManager, ResourceMonitor
+from envoy_data_plane.envoy.config.overload.v3 import (
+    OverloadAction,
+    OverloadManager,
+    ResourceMonitor,
+    ThresholdTrigger,
+    Trigger,
+)
 from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections.v3 import (
     DownstreamConnectionsConfig,
 )
+from envoy_data_plane.envoy.extensions.resource_monitors.fixed_heap.v3 import FixedHeapConfig
 from envoy_data_plane.google.protobuf import Any
 
 from extauthz.bootstrap.clusters import local_clusters
@@ -22,6 +31,8 @@ from extauthz.bootstrap.listeners import (
 from extauthz.bootstrap.printing import as_yaml
 from extauthz.bootstrap.settings import EnvoySettings
 from extauthz.bootstrap.upstreams import provider_cluster, secret, token_clusters
+
+_HEAP = "envoy.resource_monitors.fixed_heap"
 
 
 def document(settings: EnvoySettings) -> str:
@@ -39,7 +50,7 @@ def bootstrap(settings: EnvoySettings) -> Bootstrap:
             address=Address(pipe=Pipe(path=str(settings.admin_socket), mode=OWNER_ONLY)),
             ignore_global_conn_limit=True,
         ),
-        overload_manager=OverloadManager(resource_monitors=[_connections(settings)]),
+        overload_manager=_overload_manager(settings),
         # Statistics are computed when the admin socket is asked, there is nowhere to push them.
         stats_flush_on_admin=True,
         static_resources=BootstrapStaticResources(
@@ -55,6 +66,32 @@ def bootstrap(settings: EnvoySettings) -> Bootstrap:
             ],
             secrets=[one for one in secrets if one is not None],
         ),
+    )
+
+
+def _overload_manager(settings: EnvoySettings) -> OverloadManager:
+    """Near the end of its memory Envoy refuses new calls (503), so that those under way end."""
+    return OverloadManager(
+        refresh_interval=timedelta(milliseconds=250),
+        resource_monitors=[
+            _connections(settings),
+            ResourceMonitor(
+                name=_HEAP,
+                typed_config=Any.pack(FixedHeapConfig(max_heap_size_bytes=settings.max_heap_bytes)),
+            ),
+        ],
+        actions=[
+            _above("envoy.overload_actions.shrink_heap", 0.8),
+            _above("envoy.overload_actions.disable_http_keepalive", 0.9),
+            _above("envoy.overload_actions.stop_accepting_requests", 0.95),
+        ],
+    )
+
+
+def _above(action: str, share: float) -> OverloadAction:
+    return OverloadAction(
+        name=action,
+        triggers=[Trigger(name=_HEAP, threshold=ThresholdTrigger(value=share))],
     )
 
 

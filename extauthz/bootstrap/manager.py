@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from envoy_data_plane.envoy.config.core.v3 import (
     CidrRange,
+    Http2ProtocolOptions,
     HttpProtocolOptions,
     HttpProtocolOptionsHeadersWithUnderscoresAction,
     TypedExtensionConfig,
@@ -32,7 +33,12 @@ from extauthz.bootstrap.headers import from_agents
 from extauthz.bootstrap.local_replies import local_replies
 from extauthz.bootstrap.settings import EnvoySettings
 
-_REQUEST_HEADERS_TIMEOUT = timedelta(seconds=30)
+# Of clients that send a byte now and then, to hold a connection and a buffer.
+_REQUEST_HEADERS_TIMEOUT = timedelta(seconds=10)
+_REQUEST_TIMEOUT = timedelta(minutes=2)  # for 32 MiB that are 2.3 Mbit/s, and what Check takes
+_CONNECTION_IDLE_TIMEOUT = timedelta(minutes=10)
+_STREAMS_MAX = 256
+_KIB = 1024
 _NOBODY = CidrRange(address_prefix="192.0.2.255", prefix_len=32)
 """An address of TEST-NET-1 (RFC 5737): no peer has it. An empty list would mean Envoy's default,
 which was all of RFC 1918 before Envoy 1.33."""
@@ -47,7 +53,14 @@ def http_connection_manager(
         stat_prefix=stat_prefix,
         route_config=routes,
         http_filters=http_filters(settings),
+        http2_protocol_options=Http2ProtocolOptions(
+            max_concurrent_streams=_STREAMS_MAX,
+            # What one connection can have under way that no filter has asked for yet.
+            initial_stream_window_size=1024 * _KIB,
+            initial_connection_window_size=16 * 1024 * _KIB,
+        ),
         common_http_protocol_options=HttpProtocolOptions(
+            idle_timeout=_CONNECTION_IDLE_TIMEOUT,
             max_headers_count=settings.max_headers,
             # A server behind a gateway may read `x_api_key` as `x-api-key`. Dropped, not refused:
             # Check and the provider both see the request without it, and no SDK breaks.
@@ -60,6 +73,7 @@ def http_connection_manager(
         max_request_headers_kb=settings.max_header_kb,
         stream_idle_timeout=settings.stream_idle_timeout,
         request_headers_timeout=_REQUEST_HEADERS_TIMEOUT,
+        request_timeout=_REQUEST_TIMEOUT,
         access_log=access_logs(settings),
         access_log_options=HttpConnectionManagerHcmAccessLogOptions(
             access_log_flush_interval=settings.access_log_period

@@ -24,6 +24,9 @@ NOTES: dict[str, str] = {
     "- name: envoy.filters.http.header_to_metadata": (
         "Keeps a call's id for the access logs: upstream the header that holds it is taken away."
     ),
+    "- name: extauthz.identity_first": (
+        "Who calls, by the headers alone: nobody fills this host's memory without a known key."
+    ),
     "- name: envoy.filters.http.ext_authz": (
         "Fails closed: failure_mode_allow and allow_partial_message are left at false."
     ),

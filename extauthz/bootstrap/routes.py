@@ -29,7 +29,7 @@ from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
 )
 from envoy_data_plane.google.protobuf import Any
 
-from extauthz.bootstrap.filters import EXT_AUTHZ, KEY_FROM_QUERY
+from extauthz.bootstrap.filters import EXT_AUTHZ, IDENTITY_FIRST, KEY_FROM_QUERY
 from extauthz.bootstrap.settings import EnvoySettings, ProviderSettings
 
 UNKNOWN_ROUTE = "unknown_route"
@@ -82,6 +82,7 @@ def host_routes(
 def _provider(settings: EnvoySettings, provider: ProviderSettings, prefix: str) -> Route:
     """What stands behind the prefix is the provider's own path, for Check as for the provider."""
     upstream = provider.upstream
+    about = {"provider": provider.name, "api": provider.api, "prefix": prefix}
     return Route(
         name=provider.name,
         match=RouteMatch(prefix=f"{prefix}/"),
@@ -100,20 +101,15 @@ def _provider(settings: EnvoySettings, provider: ProviderSettings, prefix: str) 
             retry_policy=RetryPolicy(retry_on="connect-failure,refused-stream", num_retries=1),
         ),
         typed_per_filter_config={
-            EXT_AUTHZ: Any.pack(
-                ExtAuthzPerRoute(
-                    check_settings=CheckSettings(
-                        context_extensions={
-                            "provider": provider.name,
-                            "api": provider.api,
-                            "prefix": prefix,
-                        }
-                    )
-                )
-            ),
+            EXT_AUTHZ: _check_is_told(about),
+            IDENTITY_FIRST: _check_is_told({**about, "phase": "identity"}),
             **_key_from_query(provider),
         },
     )
+
+
+def _check_is_told(about: dict[str, str]) -> Any:
+    return Any.pack(ExtAuthzPerRoute(check_settings=CheckSettings(context_extensions=about)))
 
 
 def _key_from_query(provider: ProviderSettings) -> dict[str, Any]:
@@ -153,5 +149,7 @@ def _nowhere(name: str, status: int) -> Route:
         name=name,
         match=RouteMatch(prefix="/"),
         direct_response=DirectResponseAction(status=status),
-        typed_per_filter_config={EXT_AUTHZ: Any.pack(ExtAuthzPerRoute(disabled=True))},
+        typed_per_filter_config={
+            name: Any.pack(ExtAuthzPerRoute(disabled=True)) for name in (EXT_AUTHZ, IDENTITY_FIRST)
+        },
     )

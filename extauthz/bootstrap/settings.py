@@ -235,6 +235,7 @@ class EnvoySettings:
     access_log_buffer_bytes: int = 16 * MIB  # per worker, while the sink is away; beyond: dropped
     max_upstream_requests: int = 10_000  # above what Check admits, or Envoy refuses in its place
     max_agent_connections: int = 10_000
+    max_heap_bytes: int = 2048 * MIB
 
     node_id: str = "egress"
     node_cluster: str = "extauthz"

@@ -46,7 +46,6 @@ from extauthz.store.base import StoreError
 from extauthz.store.redis import RedisStore
 from extauthz.store.spool import Spool
 
-BODY_BYTES_MAX = 32 * 1024 * 1024
 _MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 """Above a body of 32 MiB with its headers, and above any backlog that Envoy sends at once: at
 Python's default of 4 MiB a backlog of 5.2 MB vanished whole (see docs/envoy.md)."""

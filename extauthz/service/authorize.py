@@ -165,6 +165,22 @@ class Authorizer:
             verdict.message = "the budget service met an error of its own: try again shortly"
         return verdict
 
+    async def refuse_by_headers(self, call: CallAttributes, body_bytes_max: int) -> Verdict | None:
+        """What can be refused before a large body is read; None: nothing can."""
+        at_ms = self.clock()
+        verdict = Verdict(Decision.DENY, Reason.OK, uuid7(at_ms), at_ms, call.request_id)
+        try:
+            route = self._route(call, verdict)
+            await self._identify(call, route, verdict)
+            _must_not_announce_more(call, body_bytes_max)
+        except Denied as denied:
+            verdict.reason, verdict.status = denied.reason, denied.status
+            verdict.message = denied.message
+            if denied.status == 503:
+                verdict.decision = Decision.ERROR
+            return verdict
+        return None
+
     def _route(self, call: CallAttributes, verdict: Verdict) -> Route | FixedPrice:
         """Phase 1: the provider, as Envoy's route names it, and which endpoint of it."""
         upstream = self.rules.policies.upstreams.get(call.provider)
@@ -459,6 +475,17 @@ def _parts(lines: Sequence[Line]) -> tuple[HeldPart, ...]:
         )
         for line in lines
     )
+
+
+def _must_not_announce_more(call: CallAttributes, body_bytes_max: int) -> None:
+    length = call.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > body_bytes_max:
+        raise Denied(
+            Reason.BODY_TOO_LARGE,
+            413,
+            f"the body is larger than the {body_bytes_max} bytes that a budget can be checked "
+            "for: send a smaller one",
+        )
 
 
 def _model_of(upstream: Upstream, name: str) -> str:

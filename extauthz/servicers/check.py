@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import grpc
 
 from extauthz.pb import ext_authz_pb2
-from extauthz.service.authorize import Authorizer, Verdict
-from extauthz.servicers.translate import call_attributes, check_response
+from extauthz.service.authorize import Authorizer, CallAttributes, Verdict
+from extauthz.servicers.translate import call_attributes, check_response, proceed
 
 SERVICE = "envoy.service.auth.v3.Authorization"
+BODY_BYTES_MAX = 32 * 1024 * 1024
 
 
 class DecisionObserver(Protocol):
@@ -36,6 +37,8 @@ class CheckServicer:
         """Decide one call."""
         started = time.perf_counter()
         call = call_attributes(request)
+        if request.attributes.context_extensions.get("phase") == "identity":
+            return await self._identity_first(call, started)
         try:
             verdict = await self._authorizer.authorize(call)
         except asyncio.CancelledError:
@@ -44,6 +47,16 @@ class CheckServicer:
         response = check_response(verdict, len(call.body), self._authorizer.clock())
         self._observer.decided(verdict, time.perf_counter() - started)
         return response
+
+    async def _identity_first(
+        self, call: CallAttributes, started: float
+    ) -> ext_authz_pb2.CheckResponse:
+        """By the headers alone: a refusal counts as one, a yes only lets the body be read."""
+        refusal = await self._authorizer.refuse_by_headers(call, BODY_BYTES_MAX)
+        if refusal is None:
+            return proceed()
+        self._observer.decided(refusal, time.perf_counter() - started)
+        return check_response(refusal, 0, self._authorizer.clock())
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The gRPC service."""

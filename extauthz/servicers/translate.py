@@ -66,6 +66,13 @@ def check_response(verdict: Verdict, body_size: int, now_ms: int) -> ext_authz_p
     return _denied(verdict, now_ms)
 
 
+def proceed() -> ext_authz_pb2.CheckResponse:
+    """Nothing stands against reading the body; nothing is decided yet."""
+    return ext_authz_pb2.CheckResponse(
+        status=ext_authz_pb2.RpcStatus(code=_OK), ok_response=ext_authz_pb2.OkHttpResponse()
+    )
+
+
 def _allowed(verdict: Verdict, body_size: int, now_ms: int) -> ext_authz_pb2.CheckResponse:
     response = ext_authz_pb2.CheckResponse(status=ext_authz_pb2.RpcStatus(code=_OK))
     shown = tightest(verdict.lines, verdict.balances)

@@ -6,7 +6,9 @@ Written to sockets byte by byte, because every HTTP library would put most of th
 import itertools
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -17,7 +19,7 @@ import h2.connection
 import h2.events
 import pytest
 import yaml
-from calls import CHAT, Answer, chat, headers_of
+from calls import CHAT, Answer, chat, headers_of, post, send
 from sidecar import Sidecar, agent, key_of, running_sidecar
 
 from extauthz.sandbox.app import DEFAULT_GOOGLE_KEY
@@ -179,6 +181,40 @@ def test_it_is_refused_by_name_or_is_what_it_is_billed_as(
 
 def lines_billed(sidecar: Sidecar) -> int:
     return len(sidecar.sandbox.bill()["lines"])
+
+
+def test_bodies_of_nobody_cost_no_memory_and_a_flood_of_them_nobody_an_answer(
+    sidecar: Sidecar,
+) -> None:
+    envoy, body = sidecar.pid_of("envoy"), b"x" * 20_000_000
+    nobody = headers_of("nobody")
+    before, done = resident_mb(envoy), threading.Event()
+
+    def flood() -> set[int | None]:
+        statuses: set[int | None] = set()
+        while not done.is_set() or not statuses:
+            try:
+                statuses.add(send(sidecar, body, nobody).status)
+            except ConnectionError:  # answered, and closed with the rest of the body unread
+                statuses.add(None)
+        return statuses
+
+    with ThreadPoolExecutor(8) as pool:
+        floods = [pool.submit(flood) for _ in range(8)]
+        try:
+            answers = [post(sidecar, "bot", chat()).status for _ in range(20)]
+            grown = resident_mb(envoy) - before
+        finally:
+            done.set()
+
+    assert answers == [200] * 20
+    assert set.union(*(one.result() for one in floods)) <= {401, None}
+    assert grown < 120, f"{grown} MB, of 160 MB that were on their way"
+
+
+def resident_mb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) // 1024
 
 
 def test_after_all_that_the_ledger_is_the_bill(sidecar: Sidecar) -> None:

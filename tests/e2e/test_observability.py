@@ -268,11 +268,12 @@ def test_a_frozen_store_makes_it_unready_with_a_reason_but_not_dead(sidecar: Sid
     store = sidecar.pid_of("store")
     os.kill(store, signal.SIGSTOP)
     try:
-        status, text = get(f"{sidecar.metrics_url}/readyz")
-        assert status == 503
+        until(lambda: get(f"{sidecar.metrics_url}/readyz")[0] == 503)
+        _, text = get(f"{sidecar.metrics_url}/readyz")
         assert "store" in text
         assert "did not answer" in text
         assert get(f"{sidecar.metrics_url}/healthz") == (200, "ok\n")
+        until(lambda: "extauthz_budget_spent_usd{" not in exposition(sidecar))
         without = exposition(sidecar)
     finally:
         os.kill(store, signal.SIGCONT)

@@ -106,6 +106,37 @@ def test_whatever_can_leave_passes_check_and_what_skips_check_cannot_leave(rende
             assert set(route) == {"name", "match", "direct_response", "typed_per_filter_config"}
 
 
+def test_who_calls_is_asked_before_a_large_body_is_read(rendered):
+    filters = manager_of(rendered)["http_filters"]
+    names = [one["name"] for one in filters]
+    first = named(filters, "extauthz.identity_first")["typed_config"]
+
+    assert names.index("extauthz.identity_first") == names.index("envoy.filters.http.ext_authz") - 1
+    assert "with_request_body" not in first
+    assert "failure_mode_allow" not in first
+    for route in routes_of(rendered):
+        config = route["typed_per_filter_config"]["extauthz.identity_first"]
+        if "route" in route:
+            assert config["check_settings"]["context_extensions"]["phase"] == "identity"
+        else:
+            assert config["disabled"] is True
+
+
+def test_what_a_slow_client_can_hold_is_bounded(rendered):
+    manager = manager_of(rendered)
+
+    assert manager["request_headers_timeout"] == "10s"
+    assert manager["request_timeout"] == "120s"
+    assert manager["common_http_protocol_options"]["idle_timeout"] == "600s"
+    assert manager["http2_protocol_options"]["max_concurrent_streams"] == 256
+    overload = rendered["overload_manager"]
+    assert {action["name"].rpartition(".")[2] for action in overload["actions"]} == {
+        "shrink_heap",
+        "disable_http_keepalive",
+        "stop_accepting_requests",
+    }
+
+
 def test_check_reads_the_whole_body_and_fails_closed(rendered):
     check = filter_of(rendered, "ext_authz")
 
@@ -127,6 +158,7 @@ def test_requests_pass_check_then_lua_and_responses_are_decompressed_before_lua(
     assert names == [
         "extauthz.key_from_query",
         "header_to_metadata",
+        "extauthz.identity_first",
         "ext_authz",
         "lua",
         "decompressor.gzip",

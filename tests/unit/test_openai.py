@@ -298,7 +298,7 @@ def test_whatever_stands_in_its_fields_a_request_has_facts_or_a_reason(fields):
     try:
         assert OPENAI.read_request("chat", Request(body)).answers >= 1
     except RequestError as error:
-        assert error.reason in Reason  # noqa: PT017
+        assert error.reason in Reason
 
 
 # The example of the API reference, https://platform.openai.com/docs/api-reference/chat/create

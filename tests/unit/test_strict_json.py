@@ -142,7 +142,7 @@ def test_arbitrary_bytes_are_an_object_or_a_refusal(body):
     try:
         assert isinstance(parse_object(body), dict)
     except RequestError as error:
-        assert error.reason in (Reason.UNPARSEABLE_BODY, Reason.AMBIGUOUS_BODY)  # noqa: PT017
+        assert error.reason in (Reason.UNPARSEABLE_BODY, Reason.AMBIGUOUS_BODY)
 
 
 def test_the_search_for_infinities_looks_at_each_value_once():

@@ -73,6 +73,8 @@ class CallAttributes:
     """of the tokens that Envoy has verified"""
     principal: str = ""
     """of the client certificate that Envoy has verified"""
+    is_whole: bool = True
+    """whether `body` is all that goes on to the provider"""
 
 
 @dataclass(slots=True)
@@ -148,6 +150,7 @@ class Authorizer:
         try:
             route = self._route(call, verdict)
             agent = await self._identify(call, route, verdict)
+            _must_be_whole(call)
             if not await self._read(call, agent, route, verdict):
                 verdict.decision = Decision.ALLOW
                 return verdict
@@ -475,6 +478,17 @@ def _parts(lines: Sequence[Line]) -> tuple[HeldPart, ...]:
         )
         for line in lines
     )
+
+
+def _must_be_whole(call: CallAttributes) -> None:
+    """A key may hide, or stand twice, in a tail that Check does not see."""
+    if not call.is_whole:
+        raise Denied(
+            Reason.BODY_TOO_LARGE,
+            413,
+            f"the body is larger than the {len(call.body)} bytes that a budget can be checked "
+            "for: send a smaller one",
+        )
 
 
 def _must_not_announce_more(call: CallAttributes, body_bytes_max: int) -> None:

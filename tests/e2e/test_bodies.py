@@ -104,6 +104,21 @@ def test_a_body_of_32_mib_is_read_and_one_more_byte_is_too_much(sidecar: Sidecar
     assert post(sidecar, "bot", b" " + body).status == 413
 
 
+def test_a_body_that_says_no_length_is_no_larger_for_that(sidecar: Sidecar) -> None:
+    """Envoy cuts one for Check that had to wait for the question who calls, and sends on all."""
+    body = with_text(b"x" * 30 * MB)
+    whole = body[:-1] + b" " * (BODY_BYTES_MAX - len(body)) + b"}"
+
+    assert_received(sidecar, send(sidecar, pieces(whole), headers_of("bot")), whole)
+    refused = send(sidecar, pieces(whole[:-1] + b' ,"n":9}'), headers_of("bot"))
+    assert (refused.status, refused.reason) == (413, "body_too_large")
+    assert received(sidecar.sandbox, refused.mark) is None
+
+
+def pieces(body: bytes) -> Iterator[bytes]:
+    return (body[at : at + 65536] for at in range(0, len(body), 65536))
+
+
 _BEFORE = b'{"model":"gpt-4o-mini","max_tokens":9,'
 _AFTER = b'"stream":true,"messages":[{"role":"user","content":"hi"}]}'
 _NAMESAKES = b'{"o":{"include_usage":false,"stream_options":{}}, "include_usage":%s ,"p":"}"}'

@@ -101,17 +101,22 @@ def header(name: str, value: str) -> HeaderValueOption:
 
 
 class Check:
-    """The budget service, scripted: `behaviour` answers, `requests` remembers."""
+    """The budget service, scripted: `behaviour` answers, `requests` remembers.
+
+    What Envoy asks by the headers alone, before a large body, is let through: `asked_first`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.requests: list[CheckRequest] = []
+        self.asked_first: list[CheckRequest] = []
         self.reset()
         self._server: grpc.Server | None = None
 
     def reset(self) -> None:
         self.behaviour: Callable[[CheckRequest, Any], CheckResponse] = lambda *_: self.allow()
         self.requests.clear()
+        self.asked_first.clear()
 
     @staticmethod
     def allow(**ok: Any) -> CheckResponse:
@@ -146,6 +151,9 @@ class Check:
             self._server = None
 
     def _check(self, request: CheckRequest, context: grpc.ServicerContext) -> CheckResponse:
+        if request.attributes.context_extensions.get("phase") == "identity":
+            self.asked_first.append(request)
+            return CheckResponse(status=Status(code=0), ok_response=OkHttpResponse())
         self.requests.append(request)
         return self.behaviour(request, context)
 
@@ -542,3 +550,17 @@ def rig(shared_rig: Rig) -> Rig:
     shared_rig.check.reset()
     shared_rig.provider.reset()
     return shared_rig
+
+
+@pytest.fixture(scope="session")
+def small_rig(start_rig: Callable[..., Rig]) -> Rig:
+    """An Envoy that refuses bodies which are small enough to go to Check at once."""
+
+    def providers(provider: Provider, _folder: Path) -> tuple[ProviderSettings, ...]:
+        url = f"http://127.0.0.1:{provider.port}"
+        return (
+            ProviderSettings("openai", "openai", url),
+            ProviderSettings("anthropic", "anthropic", url),
+        )
+
+    return start_rig(providers, max_body_bytes=64 * 2**10)

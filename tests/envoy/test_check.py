@@ -6,6 +6,10 @@ import threading
 import grpc
 import pytest
 
+from extauthz.servicers.translate import PARTIAL_BODY
+
+MIB = 2**20
+
 
 def overwrite(name, value):
     from envoy_data_plane.envoy.config.core.v3 import HeaderValue, HeaderValueOption  # noqa: PLC0415
@@ -23,7 +27,11 @@ def test_check_is_told_the_provider_and_its_api(rig):
     rig.call("/anthropic/v1/messages")
 
     (request,) = rig.check.requests
-    assert request.attributes.context_extensions == {"provider": "anthropic", "api": "anthropic"}
+    assert request.attributes.context_extensions == {
+        "provider": "anthropic",
+        "api": "anthropic",
+        "prefix": "/anthropic",
+    }
 
 
 def test_check_reads_the_whole_body_byte_for_byte(rig):
@@ -35,13 +43,39 @@ def test_check_reads_the_whole_body_byte_for_byte(rig):
     assert rig.provider.received[0].body == body
 
 
-def test_a_body_one_byte_too_long_reaches_neither_check_nor_the_provider(rig):
-    reply = rig.call("/openai/too-long", body=b"x" * (4 * 2**20 + 1))
+def test_a_body_one_byte_too_long_reaches_neither_check_nor_the_provider(small_rig):
+    small_rig.check.reset()
+    small_rig.provider.reset()
+
+    reply = small_rig.call("/openai/too-long", body=b"x" * (64 * 2**10 + 1))
 
     assert reply.status == 413
-    assert rig.check.requests == []
-    assert rig.provider.received == []
-    assert rig.entry("/too-long").response.response_code_details == "request_payload_too_large"
+    assert small_rig.check.requests == []
+    assert small_rig.provider.received == []
+    details = small_rig.entry("/too-long").response.response_code_details
+    assert details == "request_payload_too_large"
+
+
+def test_check_is_told_of_a_body_that_it_does_not_see_whole(rig):
+    """Envoy itself does not refuse one that had to wait for the question who calls."""
+    rig.call("/openai/v1/x", body=b"x" * (4 * MIB + 1))
+
+    assert http(rig).headers[PARTIAL_BODY] == "true"
+
+
+def test_check_is_told_of_a_body_that_it_sees_whole(rig):
+    rig.call("/openai/v1/x", body=b"x" * (4 * MIB))
+
+    assert http(rig).headers[PARTIAL_BODY] == "false"
+
+
+def test_who_calls_is_asked_before_a_large_body_or_one_of_unsaid_length_is_read(rig):
+    rig.call("/openai/v1/small", body=b"x" * 99_999)
+    assert rig.check.asked_first == []
+
+    rig.call("/openai/v1/large", body=b"x" * 100_000)
+    (first,) = rig.check.asked_first
+    assert first.attributes.request.http.raw_body == b""
 
 
 def test_a_chunked_body_is_read_whole_as_well(rig):

@@ -144,6 +144,13 @@ async def test_the_body_of_an_unknown_caller_is_not_even_read(headers):
     assert desk.reader.bodies == []
 
 
+async def test_a_body_that_is_not_all_that_the_provider_gets_is_refused_unread():
+    desk = Desk.of(agent(DAY))
+    verdict = await decide(desk, call(is_whole=False))
+    assert (verdict.reason, verdict.status) == (Reason.BODY_TOO_LARGE, 413)
+    assert desk.reader.bodies == []
+
+
 async def test_a_free_endpoint_needs_a_known_agent_and_holds_nothing():
     desk = Desk.of(agent(DAY))
     free = call(method="GET", path="/v1/models", body=b"")

@@ -60,6 +60,12 @@ def test_a_request_is_read_as_envoy_shows_it():
     assert attributes.headers["x-api-key"] == "k"
 
 
+@pytest.mark.parametrize(("said", "whole"), [("true", False), ("false", True), (None, True)])
+def test_a_body_that_envoy_has_cut_for_check_is_known_as_such(said, whole):
+    headers = {} if said is None else {"x_envoy_auth_partial_body": said}
+    assert call_attributes(check_request("/openai/x", **headers)).is_whole is whole
+
+
 def headers_of(options) -> dict[str, str]:
     return {option.header.key: option.header.value for option in options}
 

@@ -21,8 +21,8 @@ from extauthz.policies import Unit
 from extauthz.service.rules import Clock, Rules
 from extauthz.store.base import LedgerStore, StoreError
 
-_FRESH_SECONDS = 0.25
-"""How old an answer may be that anybody can ask for: a crowd that asks costs the store nothing."""
+_APART_SECONDS = 0.25
+"""How far apart the same thing is asked for: a crowd that scrapes costs the store no more."""
 
 T = TypeVar("T")
 
@@ -30,21 +30,30 @@ ReadyCheck = Callable[[], Awaitable[str | None]]
 """None when ready, else why not."""
 
 
-class Recent(Generic[T]):
-    """What somebody has just asked for: asked again, but not more often than it changes."""
+class Shared(Generic[T]):
+    """What anybody may ask for: one answer serves all who asked before it was begun.
+
+    Nobody is told what was true before they asked. Instead a crowd waits for the next answer.
+    """
 
     def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
         self._ask = ask
         self._asking = asyncio.Lock()
-        self._answers: list[tuple[float, T]] = []  # the last, once there is one
+        self._answers: list[tuple[float, T]] = []  # the last and when it was begun, if there is one
 
     async def get(self) -> T:
-        """The last answer if it is fresh, else a new one; who asks meanwhile waits for that."""
+        """An answer that was begun after this."""
+        asked_at = time.monotonic()
         async with self._asking:
-            if not self._answers or time.monotonic() - self._answers[-1][0] > _FRESH_SECONDS:
-                answer = await self._ask()
-                self._answers[:] = [(time.monotonic(), answer)]
-            return self._answers[-1][1]
+            if self._answers:
+                begun_at, answer = self._answers[0]
+                if begun_at >= asked_at:
+                    return answer
+                await asyncio.sleep(max(0.0, begun_at + _APART_SECONDS - time.monotonic()))
+            begun_at = time.monotonic()
+            answer = await self._ask()
+            self._answers[:] = [(begun_at, answer)]
+            return answer
 
 
 @dataclass(slots=True)
@@ -57,11 +66,11 @@ class AdminServer:
     metrics: Metrics
     ready: ReadyCheck
     token: str
-    _exposition: "Recent[bytes]" = field(init=False)
-    _readiness: "Recent[str | None]" = field(init=False)
+    _exposition: "Shared[bytes]" = field(init=False)
+    _readiness: "Shared[str | None]" = field(init=False)
 
     def __post_init__(self) -> None:
-        self._exposition, self._readiness = Recent(self._expose), Recent(self.ready)
+        self._exposition, self._readiness = Shared(self._expose), Shared(self.ready)
 
     def metrics_app(self) -> web.Application:
         """`/metrics`, `/healthz`, `/readyz`."""

@@ -1,7 +1,6 @@
 """What cannot work is refused before anything runs: a clear text, status 1, nothing left behind."""
 
 import asyncio
-import ctypes
 import os
 import socket
 import subprocess
@@ -111,9 +110,8 @@ def test_a_data_dir_that_may_not_be_written_is_refused(folder: Path) -> None:
     (folder / "data").mkdir(mode=0o555)
 
     result = subprocess.run(
-        [sys.executable, "-m", "extauthz", "up", "-c", str(path)],
+        [sys.executable, "-c", OBEY_PERMISSIONS, "-m", "extauthz", "up", "-c", str(path)],
         env={**os.environ, **CREDENTIALS},
-        preexec_fn=_obey_permissions,
         capture_output=True,
         text=True,
         timeout=60,
@@ -123,10 +121,13 @@ def test_a_data_dir_that_may_not_be_written_is_refused(folder: Path) -> None:
     assert_refused(result, "data_dir", "may write")
 
 
-def _obey_permissions() -> None:
-    """Root may write everywhere, by a capability that a process can give away."""
-    pr_capbset_drop, cap_dac_override = 24, 1
-    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override, 0, 0, 0)
+# Root may write everywhere, by a capability (CAP_DAC_OVERRIDE) that a process can give away with
+# PR_CAPBSET_DROP. It does so itself: a `preexec_fn` forks, and gRPC's threads do not survive that.
+OBEY_PERMISSIONS = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 def test_a_missing_credential_is_named_with_its_place_in_the_config(folder: Path) -> None:

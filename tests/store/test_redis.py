@@ -196,8 +196,10 @@ async def test_no_script_touches_a_key_that_it_does_not_declare(own_valkey: Serv
             await tell(store, event(call, name))
     at_ms = now_ms()
     for change in Change:
-        target = "agent:bot" if change in (Change.PAUSE, Change.RESUME) else "agent/bot/day/usd"
+        of_budget = change in (Change.SET, Change.TOP_UP, Change.UNSET)
+        target = "agent/bot/day/usd" if of_budget else "agent:bot"
+        key = "sha256:" + 64 * "0" if change in (Change.ADMIT, Change.REVOKE) else ""
         await store.override(
-            Override(change.value, call.org, at_ms, change, target, at_ms + DAY_MS)
+            Override(change.value, call.org, at_ms, change, target, at_ms + DAY_MS, key_hash=key)
         )
     await store.close()

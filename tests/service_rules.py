@@ -12,11 +12,13 @@ from extauthz.policies import Agent, Budget, FixedPrice, Policies, Scope, Unit, 
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Request, RequestFacts
-from extauthz.service.authorize import Authorizer, CallAttributes
+from extauthz.service.authorize import Authorizer
 from extauthz.service.identify import Identifier
 from extauthz.service.key_ring import KeyRing
+from extauthz.service.reserving import Reserving
 from extauthz.service.rules import Rules
 from extauthz.service.settle import Settlement
+from extauthz.service.verdict import CallAttributes
 from extauthz.service.waiting import HeldRoom
 from extauthz.store.base import LedgerStore
 from extauthz.store.memory import MemoryStore
@@ -139,9 +141,8 @@ class Desk:
         memory = MemoryStore(clock)
         in_force = rules(who)
         identifier = Identifier(in_force, KeyRing(store or memory), clock)
-        authorizer = Authorizer(
-            in_force, store or memory, identifier, reader, room, abandoned, clock
-        )
+        reserving = Reserving(in_force, store or memory, identifier, room, abandoned, clock)
+        authorizer = Authorizer(in_force, identifier, reader, reserving, clock)
         return cls(authorizer, clock, abandoned, reader, room, memory)
 
 

@@ -32,6 +32,7 @@ from extauthz.service.background import AbandonQueue, ExpiryLoop
 from extauthz.service.identify import Identifier
 from extauthz.service.key_ring import KeyRing
 from extauthz.service.reconcile import Reconciler
+from extauthz.service.reserving import Reserving
 from extauthz.service.rules import Rules, system_clock
 from extauthz.service.settle import Settler
 from extauthz.service.waiting import HeldRoom
@@ -97,16 +98,15 @@ class Service:
         self._abandoned = AbandonQueue(self._store, room, clock)
         self._reader = BodyReader()
         identifier = Identifier(self._rules, KeyRing(self._store), clock)
-        authorizer = Authorizer(
-            self._rules, self._store, identifier, self._reader, room, self._abandoned, clock
-        )
+        reserving = Reserving(self._rules, self._store, identifier, room, self._abandoned, clock)
+        authorizer = Authorizer(self._rules, identifier, self._reader, reserving, clock)
         settler = Settler(self._rules, self._store, room, clock, self._observer)
         self._check = CheckServicer(authorizer, self._observer)
         self._spool = Spool(self._data_dir.spool)
         self._metrics.primary_changes.set_function(lambda: self._store.primary_changes)
         self._metrics.spool_depth.set_function(lambda: self._spool.depth)
         self._sink = AccessLogServicer(
-            settler, authorizer.open_calls, self._abandoned, self._spool, self._observer
+            settler, reserving.open_calls, self._abandoned, self._spool, self._observer
         )
         self._follower = LogFollower(
             LogFiles(self._data_dir.access_log),
@@ -121,7 +121,7 @@ class Service:
             self._store,
             room,
             clock,
-            authorizer.open_calls,
+            reserving.open_calls,
             self._observer.expired,
             backlog=lambda: self._spool.depth + self._follower.backlog,
         )

@@ -72,9 +72,8 @@ def written_cap(
 
 
 def with_price_limit(facts: RequestFacts, limits: RateLimits) -> RequestFacts:
-    """Write the rates that were reckoned with, where the provider takes them as its highest."""
-    if facts.price_slot is None:
-        return facts
+    """Write the rates that were reckoned with as the highest that the provider may take."""
+    assert facts.price_slot is not None, "there is no place for it"
     highest = f'{{"prompt":{limits.input:f},"completion":{limits.output:f},"request":0}}'
     return replace(facts, edits=(*facts.edits, facts.price_slot.edit(highest)))
 

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import grpc
 
 from extauthz.pb import ext_authz_pb2
-from extauthz.service.authorize import Authorizer, CallAttributes, Verdict
+from extauthz.service.authorize import Authorizer
+from extauthz.service.verdict import CallAttributes, Verdict
 from extauthz.servicers.translate import call_attributes, check_response, proceed
 
 SERVICE = "envoy.service.auth.v3.Authorization"

@@ -12,10 +12,10 @@ from extauthz.ledger import Ending, Outcome
 from extauthz.metrics import Metrics, usd
 from extauthz.money import format_usd
 from extauthz.reasons import Decision
-from extauthz.service.authorize import Verdict
 from extauthz.service.reconcile import Reconciled
 from extauthz.service.rules import Clock
 from extauthz.service.settle import Settlement
+from extauthz.service.verdict import Verdict
 
 UNKNOWN = "unknown"
 

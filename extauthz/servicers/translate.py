@@ -14,11 +14,11 @@ from extauthz.policies import Line
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import CapturedResponse, Refusal
 from extauthz.reasons import Decision, Reason
-from extauthz.service.authorize import CallAttributes, Verdict
 from extauthz.service.budget_headers import budget_headers, reset_seconds
 from extauthz.service.call_record import CallRecord
 from extauthz.service.completed_call import CompletedCall
 from extauthz.service.lines import tightest
+from extauthz.service.verdict import CallAttributes, Verdict
 
 CHECK_NAMESPACE = "envoy.filters.http.ext_authz"
 USAGE_NAMESPACE = "extauthz.usage"

@@ -46,6 +46,7 @@ from extauthz.service.call_record import CallRecord
 from extauthz.service.completed_call import CompletedCall
 from extauthz.service.identify import Identifier
 from extauthz.service.key_ring import KeyRing
+from extauthz.service.reserving import Reserving
 from extauthz.service.rules import Rules
 from extauthz.service.settle import Settlement, Settler
 from extauthz.service.waiting import HeldRoom
@@ -382,9 +383,8 @@ class Traffic:
         self.abandoner = AbandonQueue(everything, room, self.clock)
         self.settler = Settler(rules, everything, room, self.clock, self)
         identifier = Identifier(rules, KeyRing(everything), self.clock)
-        self.authorizer = Authorizer(
-            rules, everything, identifier, InlineReader(), room, self.abandoner, self.clock
-        )
+        reserving = Reserving(rules, everything, identifier, room, self.abandoner, self.clock)
+        self.authorizer = Authorizer(rules, identifier, InlineReader(), reserving, self.clock)
         self.leases = ExpiryLoop(
             rules, everything, room, self.clock, {}, expired=lambda _: None, backlog=lambda: 0
         )

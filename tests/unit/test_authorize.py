@@ -24,7 +24,7 @@ from extauthz.ledger import (
 )
 from extauthz.policies import OutputCaps, Scope, Unit
 from extauthz.reasons import Decision, Reason
-from extauthz.service.authorize import CallAttributes, Verdict
+from extauthz.service.verdict import CallAttributes, Verdict
 from extauthz.store.base import StoreError, StoreUnavailableError
 from extauthz.store.memory import MemoryStore
 from extauthz.windows import Period, Window
@@ -61,7 +61,7 @@ async def test_a_call_that_fits_is_let_through_and_its_most_is_held():
     assert verdict.record is not None
     assert verdict.record.estimate_nanousd == 3 * DOLLAR
     assert [balance.held for balance in verdict.balances] == [3 * DOLLAR]
-    assert desk.authorizer.open_calls == {"r-1": verdict.record}
+    assert desk.authorizer.reserving.open_calls == {"r-1": verdict.record}
 
 
 async def test_a_call_with_fallbacks_counts_on_the_budgets_of_every_model_that_may_answer():
@@ -134,7 +134,7 @@ async def test_each_phase_refuses_for_its_own_reason_and_holds_nothing(
     assert verdict.message
     assert verdict.record is None
     assert await held(desk) == 0
-    assert not desk.authorizer.open_calls
+    assert not desk.authorizer.reserving.open_calls
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer unknown"}])
@@ -357,7 +357,7 @@ async def test_whatever_fails_nothing_is_let_through_and_the_hold_is_given_back(
     verdict = await decide(desk, call(5))
     assert (verdict.decision, verdict.status, verdict.reason) == (Decision.ERROR, 503, reason)
     assert len(desk.abandoned.commands) == 1
-    assert not desk.authorizer.open_calls
+    assert not desk.authorizer.reserving.open_calls
 
 
 async def test_a_reader_that_fails_lets_nothing_through():
@@ -375,7 +375,7 @@ async def test_a_call_without_a_request_id_is_held_but_is_no_index():
     desk = Desk.of(agent(DAY))
     verdict = await decide(desk, call(5, request_id=""))
     assert verdict.record is not None
-    assert desk.authorizer.open_calls == {}
+    assert desk.authorizer.reserving.open_calls == {}
 
 
 texts = st.text(st.characters(), max_size=40)

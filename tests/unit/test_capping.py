@@ -15,7 +15,7 @@ from extauthz.policies import OutputCaps, Unit
 from extauthz.pricing import OwnPrice, PriceBook
 from extauthz.providers.base import RequestFacts
 from extauthz.reasons import Decision, Reason
-from extauthz.service.authorize import CallAttributes, Verdict
+from extauthz.service.verdict import CallAttributes, Verdict
 from extauthz.usage import Exactness, UsageReport
 from extauthz.windows import Period, Window
 

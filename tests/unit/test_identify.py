@@ -19,7 +19,7 @@ from extauthz.identity import (
 from extauthz.ledger import Change, Key, Override
 from extauthz.policies import Scope, Template
 from extauthz.reasons import Decision, Reason
-from extauthz.service.authorize import Verdict
+from extauthz.service.verdict import Verdict
 from extauthz.store.base import BooksClosedError, StoreUnavailableError
 
 MADE = make_key(b"m" * 32)
@@ -91,7 +91,7 @@ async def test_a_key_ends_when_it_was_said_to_and_may_be_given_another_end():
     await admit(desk, until_ms=desk.clock() + 1000)
     assert (await desk.authorizer.authorize(keyed(MADE))).decision is Decision.ALLOW
     desk.clock.now += 1000
-    desk.authorizer.store._clock_ms = desk.clock  # type: ignore[attr-defined]
+    desk.authorizer.reserving.store._clock_ms = desk.clock  # type: ignore[attr-defined]
     assert said(await desk.authorizer.authorize(keyed(MADE))) == UNKNOWN
     await admit(desk, until_ms=desk.clock() + 1000)
     assert (await desk.authorizer.authorize(keyed(MADE))).decision is Decision.ALLOW

@@ -61,7 +61,7 @@ class Night:
 
     def __post_init__(self) -> None:
         self.desk = Desk.of(agent(*self.budgets, max_in_flight=self.max_in_flight))
-        made = self.desk.authorizer
+        made = self.desk.authorizer.reserving
         self.settler = Settler(made.rules, made.store, made.room, self.desk.clock, self)
         self.leases = ExpiryLoop(
             made.rules, made.store, made.room, self.desk.clock, made.open_calls,

@@ -10,9 +10,9 @@ from extauthz.ledger import Outcome
 from extauthz.policies import OutputCaps
 from extauthz.providers.base import CapturedResponse
 from extauthz.reasons import Decision, Reason
-from extauthz.service.authorize import CallAttributes, Verdict
 from extauthz.service.completed_call import CompletedCall
 from extauthz.service.settle import Settler
+from extauthz.service.verdict import CallAttributes, Verdict
 
 DAY = budget(10)
 UPLOAD = {"provider": "open", "path": "/v1/files/abc", "body": b"--x\r\nnot json"}

@@ -27,7 +27,7 @@ class Service:
     def __init__(self, horizon_ms: int) -> None:
         self.budget = budget(100, window=Window(Period.TOTAL))
         self.desk = Desk.of(agent(self.budget))
-        made = self.desk.authorizer
+        made = self.desk.authorizer.reserving
         self.rules, self.clock = made.rules, self.desk.clock
         self.settler = Settler(self.rules, made.store, made.room, self.clock, self)
         self.reconciler = Reconciler(self.settler, self.clock)

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 from genai_prices import data_snapshot
 
+from extauthz.config.budgets import AgentBlock, BudgetBlock, MadeBlock
 from extauthz.config.identity import IdentityBlock
-from extauthz.config.model import AgentBlock, BudgetBlock, Config, MadeBlock, ProviderBlock
+from extauthz.config.model import Config
+from extauthz.config.upstreams import ProviderBlock
 from extauthz.config.values import usd_to_nano
 from extauthz.identity import (
     CertificateRule,

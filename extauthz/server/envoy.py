@@ -26,7 +26,7 @@ from extauthz.bootstrap import (
 )
 from extauthz.config import Config, ConfigError
 from extauthz.config.identity import MtlsBlock
-from extauthz.config.model import CredentialBlock, ProviderBlock
+from extauthz.config.upstreams import CredentialBlock, ProviderBlock
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Adapter
 from extauthz.server.data_dir import DataDir

@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PROTOS := $(wildcard protos/extauthz/pb/*.proto)
 # Tests kill and freeze real processes, and a crowded machine can outrun their patience: a failure is
 # tried once more, and the summary counts it as "rerun". What fails twice has failed.
-PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --reruns 1 -raR
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --reruns 1 -raR
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-full tightness bench fuzz check lock format protos envoy-yaml clean

@@ -35,7 +35,7 @@ from extauthz.identity import hash_key
 from extauthz.ledger import Row
 from extauthz.sandbox import Sandbox, start_sandbox
 from extauthz.server.archives import archives_of
-from extauthz.server.serve import store_url
+from extauthz.server.store_url import store_url
 from extauthz.service.books import all_rows
 from extauthz.store.redis import RedisStore
 

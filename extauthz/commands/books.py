@@ -12,6 +12,8 @@ from extauthz.commands.terminal import quiet_when_unread
 from extauthz.commands.times import instant_of, zone_of
 from extauthz.config import Config, load
 from extauthz.ledger import RowOutcome
+from extauthz.server.archives import archives_of
+from extauthz.server.store_url import store_url
 from extauthz.service.books import all_rows
 from extauthz.service.entries import Entry, EntryFilter
 from extauthz.service.rules import system_clock
@@ -48,9 +50,6 @@ def run_over_books(work: Work) -> Callable[[argparse.Namespace], None]:
     """A command's `run`: reads the config, opens the store, and closes it whatever happens."""
 
     def run(options: argparse.Namespace) -> None:
-        from extauthz.server.archives import archives_of  # noqa: PLC0415 - as below
-        from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
-
         config = load(options.config)
         zone = zone_of(options.timezone or config.defaults.timezone)
         store = RedisStore.from_url(store_url(config), command_timeout_s=_COMMAND_TIMEOUT_S)

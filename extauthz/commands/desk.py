@@ -22,6 +22,10 @@ from extauthz.ledger import (
 )
 from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
 from extauthz.policies import Budget, Policies, Unit
+from extauthz.server.archives import archives_of, expect_books
+from extauthz.server.data_dir import DataDir
+from extauthz.server.in_force import as_recorded
+from extauthz.server.store_url import store_url
 from extauthz.service.lines import NEVER_MS
 from extauthz.service.rules import Clock, system_clock
 from extauthz.store.base import StoreError, StoreUnavailableError
@@ -128,11 +132,6 @@ def run_at_desk(work: Work) -> Callable[[argparse.Namespace], None]:
 
 
 async def _run(work: Work, options: argparse.Namespace, config: Config) -> None:
-    from extauthz.server.archives import archives_of, expect_books  # noqa: PLC0415 - below
-    from extauthz.server.data_dir import DataDir  # noqa: PLC0415 - as below
-    from extauthz.server.in_force import as_recorded  # noqa: PLC0415 - as below
-    from extauthz.server.serve import store_url  # noqa: PLC0415 - it imports gRPC
-
     policies = as_recorded(DataDir(config.data_dir).in_force, policies_of(config))
     store = RedisStore.from_url(
         store_url(config),

@@ -7,6 +7,7 @@ from extauthz.commands import audit, explain, ledger_verify, rows
 from extauthz.commands.desk import with_config
 from extauthz.config import load
 from extauthz.money import AMOUNT_MAX, AmountError, format_usd, parse_usd
+from extauthz.server.adjust import AdjustError, Adjustment, adjust
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -19,18 +20,16 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     explain.add_to(kinds)
     ledger_verify.add_to(kinds)
     audit.add_rebuild_to(kinds)
-    adjust = kinds.add_parser("adjust", help="correct what a lease has charged to the true cost")
-    adjust.add_argument("id", metavar="ID", help="the reservation, as 'ledger tail' shows it")
-    adjust.add_argument("--cost", required=True, metavar="USD", help="what the call did cost")
-    adjust.add_argument("--tokens", type=int, metavar="N", help="and used, for budgets in tokens")
-    adjust.add_argument("--reason", required=True, metavar="TEXT", help="how you know; is kept")
-    with_config(adjust)
-    adjust.set_defaults(run=_run)
+    parser = kinds.add_parser("adjust", help="correct what a lease has charged to the true cost")
+    parser.add_argument("id", metavar="ID", help="the reservation, as 'ledger tail' shows it")
+    parser.add_argument("--cost", required=True, metavar="USD", help="what the call did cost")
+    parser.add_argument("--tokens", type=int, metavar="N", help="and used, for budgets in tokens")
+    parser.add_argument("--reason", required=True, metavar="TEXT", help="how you know; is kept")
+    with_config(parser)
+    parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from extauthz.server.adjust import AdjustError, Adjustment, adjust  # noqa: PLC0415 - grpc, redis
-
     config = load(options.config)
     try:
         cost = parse_usd(options.cost)

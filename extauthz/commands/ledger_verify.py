@@ -4,14 +4,12 @@ import argparse
 import asyncio
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from extauthz.commands.desk import with_config
 from extauthz.config import load
 from extauthz.money import format_usd
-
-if TYPE_CHECKING:
-    from extauthz.server.verify_books import OrgVerified
+from extauthz.server.verify_books import OrgVerified, verify_books
 
 
 def add_to(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -26,8 +24,6 @@ def add_to(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(options: argparse.Namespace) -> None:
-    from extauthz.server.verify_books import verify_books  # noqa: PLC0415 - it imports gRPC
-
     config = load(options.config)
     verified = asyncio.run(verify_books(config, options.org))
     if options.json:

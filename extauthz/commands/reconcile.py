@@ -7,6 +7,7 @@ from pathlib import Path
 
 from extauthz.config import load
 from extauthz.ledger import Outcome
+from extauthz.server.reconcile_files import reconcile_files
 
 _CORRECTED = (Outcome.LATE, Outcome.ANOMALY)
 _ALARMING = (Outcome.CONFLICT, Outcome.DEAD_LETTER)
@@ -25,8 +26,6 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _run(options: argparse.Namespace) -> None:
-    from extauthz.server.reconcile_files import reconcile_files  # noqa: PLC0415 - grpc, redis
-
     config = load(options.config)
     done = asyncio.run(reconcile_files(config, options.log))
     result = done.result

@@ -20,7 +20,7 @@ from extauthz.policies import Policies, Unit
 from extauthz.server.archives import archives_of, expect_books
 from extauthz.server.data_dir import DataDir
 from extauthz.server.in_force import as_recorded
-from extauthz.server.serve import store_url
+from extauthz.server.store_url import store_url
 from extauthz.service.rules import system_clock
 from extauthz.store.base import LedgerStore, StoredReservation, org_prefix
 from extauthz.store.redis import RedisStore

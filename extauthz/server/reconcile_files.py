@@ -10,7 +10,7 @@ from extauthz.ledger import Outcome
 from extauthz.server.archives import archives_of, expect_books
 from extauthz.server.data_dir import DataDir
 from extauthz.server.in_force import as_recorded
-from extauthz.server.serve import store_url
+from extauthz.server.store_url import store_url
 from extauthz.service.reconcile import Reconciled, Reconciler
 from extauthz.service.rules import Rules, system_clock
 from extauthz.service.settle import Settlement, Settler

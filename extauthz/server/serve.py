@@ -26,6 +26,7 @@ from extauthz.server.archives import SeenBooks, archives_of, expect_books
 from extauthz.server.audits import AuditTimer
 from extauthz.server.data_dir import OWNER_ONLY, DataDir
 from extauthz.server.in_force import InForceError, take_over
+from extauthz.server.store_url import store_url
 from extauthz.service.archiver import Archiver
 from extauthz.service.authorize import Authorizer
 from extauthz.service.background import AbandonQueue, ExpiryLoop
@@ -259,11 +260,6 @@ def _fixed(config: Config, name: str) -> object:
     if name != "providers":
         return value
     return {name: block.model_copy(update={"budgets": ()}) for name, block in value.items()}
-
-
-def store_url(config: Config) -> str:
-    """The configured store, else the embedded one's socket."""
-    return config.store.url or f"unix://{DataDir(config.data_dir).store_socket}"
 
 
 async def serve(config: Config, config_path: Path) -> None:

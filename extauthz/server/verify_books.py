@@ -11,7 +11,7 @@ from extauthz.config import Config, policies_of
 from extauthz.ledger import Standing
 from extauthz.server.archives import archives_of
 from extauthz.server.data_dir import DataDir
-from extauthz.server.serve import store_url
+from extauthz.server.store_url import store_url
 from extauthz.store.base import LedgerStore, StoreError
 from extauthz.store.redis import RedisStore
 

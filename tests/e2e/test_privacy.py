@@ -16,7 +16,7 @@ from sidecar import Sidecar, agent, running_sidecar
 
 from extauthz.config import load
 from extauthz.sandbox.app import DEFAULT_GOOGLE_KEY
-from extauthz.server.serve import store_url
+from extauthz.server.store_url import store_url
 
 PROMPT, ANSWER = "zebra-prompt-7f3a", "zebra-answer-91c2"
 SAID: Any = [{"role": "user", "content": PROMPT}]

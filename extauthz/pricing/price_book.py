@@ -1,7 +1,8 @@
 """Prices: the list of genai-prices, and the config's own prices before it.
 
 An unpriced model has no price, never the price zero. A price may depend on the date and the time of
-day: a call is estimated and settled at the prices of the moment it was reserved.
+day (DeepSeek's doubles at certain hours), and which moment of a call counts is not documented: a
+call is estimated at the dearer end of the hour that it may last, and settled at its own dearer end.
 """
 
 import re
@@ -19,6 +20,7 @@ from genai_prices.data_units import unit_data
 from extauthz.money import ceil_nanousd
 from extauthz.pricing.bill import BillLine, bill_of
 from extauthz.pricing.estimate import Bound, Estimate, estimate_of
+from extauthz.pricing.hour_writes import with_hour_writes
 from extauthz.pricing.limits import (
     TOKENS_MAX_UNKNOWN,
     caps_bind,
@@ -38,6 +40,9 @@ _MODELS_REMEMBERED = 4096
 # read from a cache, are billed as input where they have no price of their own.)
 _PRICES_REMEMBERED = 64
 """Of one model, at most: each is for one second and one way to be served."""
+
+_CALL_MS_MAX = 3_600_000
+"""How long a call lasts at most, as `timeouts.max_stream_duration` is set by default."""
 
 _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
     kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
@@ -150,7 +155,9 @@ class PricedModel:
         cap = facts.output_tokens_cap
         if cap is None:
             cap = default_output_tokens or self.output_tokens_max
-        prices = tuple(self._prices(at_ms, context) for context in facts.price_contexts)
+        prices = tuple(
+            price for context in facts.price_contexts for price in self._prices_from(at_ms, context)
+        )
         return Bound(input_tokens, cap, prices)
 
     def _input_tokens_max(self, facts: RequestFacts) -> int:
@@ -192,6 +199,14 @@ class PricedModel:
         """
         return bill_of(self._prices(at_ms, report.price_context), Usage(**report.amounts))
 
+    def _prices_from(
+        self, at_ms: int, context: Mapping[str, str]
+    ) -> tuple[types.ModelPrice] | tuple[types.ModelPrice, types.ModelPrice]:
+        """Those of an instant and, if they have changed by then, of the end of a long call."""
+        now = self._prices(at_ms, context)
+        later = self._prices(at_ms + _CALL_MS_MAX, context)
+        return (now,) if later == now else (now, later)
+
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
         """Those of an instant. They change at whole seconds only, and are slow to look up."""
         moment = at_ms // 1000, tuple(context.items())
@@ -200,7 +215,8 @@ class PricedModel:
             if len(self._known) >= _PRICES_REMEMBERED:
                 self._known.clear()
             prices = self.info.get_prices(datetime.fromtimestamp(at_ms / 1000, UTC), context)
-            prices = prices if self.own else in_region(prices, self.info.id, context)
+            if self.own is None:
+                prices = with_hour_writes(in_region(prices, self.info.id, context), self.info.id)
             self._known[moment] = prices
         return prices
 

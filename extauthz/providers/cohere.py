@@ -28,13 +28,12 @@ from extauthz.providers.strict_json import (
     read_list,
     read_string,
 )
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
 _CAP_FIELDS = ("max_tokens",)
 _TOKENS_MAX = 10_000_000
-_PREAMBLE_TOKENS = 1024
-"""What may be added around messages, tools and documents, beyond the bytes that were sent."""
 
 # All that is known to be bounded by what stands in the request.
 _PARAMETERS = frozenset((
@@ -68,7 +67,7 @@ def _read_request(request: Request) -> RequestFacts:
     return RequestFacts(
         model=model,
         stream=read_flag(document, "stream"),
-        input_tokens_max=None if media else len(body) + _PREAMBLE_TOKENS,
+        input_tokens_max=None if media else text_tokens_max(body),
         output_tokens_cap=cap,
         extra_output_tokens=_thinking_beside(document, model),
         media=media,

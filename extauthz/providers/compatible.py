@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from extauthz.providers.base import Adapter
 from extauthz.providers.openai import routing
-from extauthz.providers.openai.dialect import Dialect
+from extauthz.providers.openai.dialect import HOSTED_PARTS, SEARCHES, Dialect
 from extauthz.providers.openai.endpoints import billed_endpoint, models
 from extauthz.providers.openai.refusals import refusal_body
 
@@ -52,6 +52,7 @@ _TABLE = {
     "mistral": _Server(
         Dialect(
             price_provider="mistral",
+            parts=HOSTED_PARTS,
             usage_shape=("mistral", "default"),
             cap_fields=_OLDER_CAP,
             asks_for_usage=False,
@@ -63,18 +64,20 @@ _TABLE = {
     "groq": _Server(
         Dialect(
             price_provider="groq",
+            parts=HOSTED_PARTS,
             usage_shape=("groq", "default"),
             parameters=frozenset((
                 "disable_tool_validation", "documents", "include_reasoning", "reasoning_format",
             )),
             tiers=frozenset(("auto", "default", "on_demand", "flex", "performance")),
-            unbounded_models=re.compile("compound"),
+            unbounded_models=re.compile(f"compound|{SEARCHES}"),
         )
     ),
     # https://api-docs.deepseek.com/api/create-chat-completion
     "deepseek": _Server(
         Dialect(
             price_provider="deepseek",
+            parts=HOSTED_PARTS,
             usage_shape=("deepseek", "chat"),
             cap_fields=_OLDER_CAP,
             parameters=frozenset(("thinking",)),
@@ -85,15 +88,17 @@ _TABLE = {
     "xai": _Server(
         Dialect(
             price_provider="x-ai",
+            parts=HOSTED_PARTS,
             usage_shape=("x-ai", "chat"),
             tells_cost=True,
-            unbounded_models=re.compile("deep-?search|multi-agent"),
+            unbounded_models=re.compile(f"deep-?search|multi-agent|{SEARCHES}"),
         )
     ),
     # `safety_model` is billed beside the model. https://docs.together.ai/reference/chat-completions-1
     "together": _Server(
         Dialect(
             price_provider="together",
+            parts=HOSTED_PARTS,
             cap_fields=_OLDER_CAP,
             parameters=_SAMPLING | {"context_length_exceeded_behavior"},
             completion_tokens=None,
@@ -104,6 +109,7 @@ _TABLE = {
     "fireworks": _Server(
         Dialect(
             price_provider="fireworks",
+            parts=HOSTED_PARTS,
             usage_shape=("fireworks", "chat"),
             cap_fields=_OLDER_CAP_FIRST,
             parameters=_SAMPLING
@@ -119,10 +125,11 @@ _TABLE = {
     "openrouter": _Server(
         Dialect(
             price_provider="openrouter",
+            parts=HOSTED_PARTS,
             usage_shape=("openrouter", "chat"),
             cap_fields=_OLDER_CAP_FIRST,
             parameters=_SAMPLING | {"include_reasoning", "top_a", "usage"} | routing.PARAMETERS,
-            unbounded_models=re.compile("^openrouter/|:online|:nitro|:exacto|deep-research|sonar"),
+            unbounded_models=re.compile(f"^openrouter/|:online|:nitro|:exacto|sonar|{SEARCHES}"),
             tells_cost=True,
             routes=True,
         )
@@ -132,6 +139,7 @@ _TABLE = {
     "perplexity": _Server(
         Dialect(
             price_provider="perplexity",
+            parts=HOSTED_PARTS,
             usage_shape=("perplexity", "default"),
             cap_fields=_OLDER_CAP,
             asks_for_usage=False,
@@ -141,7 +149,7 @@ _TABLE = {
                 "search_before_date_filter", "search_domain_filter", "search_mode",
                 "search_recency_filter", "top_k", "web_search_options",
             )),
-            unbounded_models=re.compile("deep-research|pro-search"),
+            unbounded_models=re.compile(f"pro-search|perplexity/sonar|{SEARCHES}"),
             tells_cost=True,
         ),
         prefix="(/v1)?",
@@ -150,6 +158,7 @@ _TABLE = {
     "cerebras": _Server(
         Dialect(
             price_provider="cerebras",
+            parts=HOSTED_PARTS,
             usage_shape=("cerebras", "chat"),
             parameters=frozenset(("clear_thinking", "disable_reasoning")),
         )

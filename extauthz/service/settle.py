@@ -221,8 +221,9 @@ class Settler:
         if report.exactness is Exactness.UNKNOWN:
             return _Reckoned(report, None, *at)
         try:
-            cost = priced.cost(report, record.reserved_at_ms)
-            bill = priced.bill(report, record.reserved_at_ms)
+            ends = (record.reserved_at_ms, call.ended_at_ms)
+            cost, at_ms = max((priced.cost(report, at_ms), at_ms) for at_ms in ends)
+            bill = priced.bill(report, at_ms)
         except ValueError:  # usage that contradicts itself is no usage, in any unit
             return _Reckoned(UNKNOWN_USAGE, None, *at)
         return _Reckoned(report, min(cost, AMOUNT_MAX), *at, bill)

@@ -213,7 +213,8 @@ def test_a_cache_mark_in_an_escaped_spelling_is_found():
 
 
 def test_fast_mode_is_reckoned_with_and_needs_its_price():
-    assert facts(speed="fast").price_contexts == ({}, {"speed": "fast"})
+    given = facts(speed="fast", inference_geo="global")
+    assert given.price_contexts == ({}, {"speed": "fast"})
     assert facts(speed="fast").premium == {"speed": "fast"}
     assert facts(speed="standard").premium is facts(speed=None).premium is None
 
@@ -251,7 +252,7 @@ FETCH = {"type": "web_fetch_20250910", "name": "web_fetch", "max_uses": 9}
 
 
 def test_a_search_is_bounded_by_its_uses_and_ten_readings_of_the_whole_context():
-    given = facts(tools=[SEARCH, FETCH, {"name": "f"}])
+    given = facts(tools=[SEARCH, FETCH, {"name": "f"}], inference_geo="global")
     assert (given.input_readings, given.answers, given.input_tokens_max) == (10, 10, None)
     assert given.counted == {"web_searches": 3}
     assert given.cap_slot is not None
@@ -381,6 +382,8 @@ def test_what_is_billed_beside_the_root_counts_makes_them_a_lower_bound(told):
 
 def test_a_region_has_its_own_price_in_the_estimate_and_in_what_is_told():
     assert facts(inference_geo="us").price_contexts == (REGIONAL,)
+    assert facts(inference_geo="global").price_contexts == ({},)
+    assert facts().price_contexts == (REGIONAL,), "the workspace's default may be a region"
     assert facts(inference_geo="us", speed="fast").price_contexts == (
         REGIONAL,
         {"speed": "fast", **REGIONAL},

@@ -7,7 +7,8 @@ from service_rules import agent, budget
 from service_rules import rules as rules_of
 
 from extauthz.providers import ADAPTERS
-from extauthz.providers.base import CapturedResponse, Metering, Request
+from extauthz.providers.base import CapturedResponse, Metering, Request, RequestError
+from extauthz.reasons import Reason
 
 AZURE = ADAPTERS["azure"]
 DATED = "api-version=2024-10-21"
@@ -77,3 +78,30 @@ def test_only_a_400_that_names_a_malformed_request_is_free(code, is_free):
     assert (400 in rules.unbilled_status("azure", answer)) is is_free
     assert 400 in rules.unbilled_status("openai", answer)
     assert not rules.unbilled_status("no-longer-configured", answer)
+
+
+@pytest.mark.parametrize("version", ["2024-06-01", "2024-02-15-preview", "2023-12-01-preview"])
+def test_older_versions_are_capped_by_the_name_that_they_know_and_do_not_stream(version):
+    path = "/openai/deployments/my-gpt/chat/completions"
+    route = AZURE.route("POST", path, f"api-version={version}")
+    assert route is not None
+    body = {"messages": [], "model": "x"}
+
+    facts = AZURE.read_request(
+        route.endpoint.name, Request(json.dumps(body).encode(), route.path_model)
+    )
+    assert facts.cap_slot.edit(5).text == '"max_tokens":5,'
+    assert facts.edits == ()
+
+    body["stream"] = True
+    with pytest.raises(RequestError, match="api-version") as caught:
+        AZURE.read_request(route.endpoint.name, Request(json.dumps(body).encode(), "my-gpt"))
+    assert caught.value.reason is Reason.UNMETERED_ENDPOINT
+
+
+@pytest.mark.parametrize("version", ["2024-09-01-preview", "2024-10-21", "2025-04-01-preview"])
+def test_newer_versions_are_read_as_the_undated_one(version):
+    path = "/openai/deployments/my-gpt/chat/completions"
+    route = AZURE.route("POST", path, f"api-version={version}")
+    assert route is not None
+    assert route.endpoint.name == "chat"

@@ -20,6 +20,11 @@ NOW = 1_790_000_000_000
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 
 
+def holding(kind, **fields):
+    """Messages with a part of this kind."""
+    return [{"role": "user", "content": [{"type": kind, **fields}]}]
+
+
 def read(api: str, **fields: Any) -> RequestFacts:
     body = json.dumps({"model": "m", "messages": [], **fields}).encode()
     return ADAPTERS[api].read_request("chat", Request(body))
@@ -93,6 +98,12 @@ def test_only_who_knows_stream_options_is_asked_for_usage(api, asked):
         ("groq", {"service_tier": "gold"}),
         ("together", {"safety_model": "guard"}),
         ("perplexity", {"model": "sonar-deep-research"}),
+        ("perplexity", {"model": "perplexity/sonar"}),
+        ("perplexity", {"model": "sonar-pro", "web_search_options": {"search_type": "pro"}}),
+        ("openrouter", {"model": "openai/gpt-4o-search-preview"}),
+        ("openrouter", {"messages": holding("file", file={"file_data": "https://a/b.pdf"})}),
+        ("xai", {"messages": holding("file", file={"file_id": "f"})}),
+        ("mistral", {"messages": holding("document_url", document_url="https://a/b.pdf")}),
         ("mistral", {"service_tier": "priority"}),
         ("mistral", {"tools": [{"type": "web_search"}]}),
         ("vllm", {"use_beam_search": True}),

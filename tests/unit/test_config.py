@@ -11,11 +11,15 @@ from pydantic import BaseModel
 
 import extauthz
 from extauthz.config import Config, ConfigError, example_text, load, parse, policies_of, prices_of
+from extauthz.config import budgets as config_budgets
 from extauthz.config import identity as config_identity
 from extauthz.config import model as config_model
+from extauthz.config import upstreams as config_upstreams
 from extauthz.policies import MissingUsage, OutputCaps, Scope, Unit
 from extauthz.windows import Period, Window
 
+CONFIG_FILES = (config_identity, config_budgets, config_upstreams, config_model)
+MODELS = {"model.py", "budgets.py", "upstreams.py"}
 PROVIDER = 'providers: {openai: {api: openai, upstream: "https://api.openai.com"}}\n'
 HASH = "sha256:" + "ab" * 32
 
@@ -375,7 +379,8 @@ def blocks(model: type[BaseModel]) -> set[type[BaseModel]]:
     found = {model}
     for info in model.model_fields.values():
         for name in re.findall(r"\w+Block", str(info.annotation)):
-            found |= blocks(getattr(config_identity, name, None) or getattr(config_model, name))
+            file = next(each for each in CONFIG_FILES if hasattr(each, name))
+            found |= blocks(getattr(file, name))
     return found
 
 
@@ -385,7 +390,7 @@ def test_nothing_is_read_that_does_nothing():
         "max_share",
     }  # fmt: skip
     root = Path(extauthz.__file__).parent
-    code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "model.py")
+    code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name not in MODELS)
     copied_whole = {"PriceBlock"}
     unused = [
         f"{block.__name__}.{name}"

@@ -148,14 +148,21 @@ CAPPED = [
 ]
 
 
+def plain_name(endpoint: str) -> str:
+    """Of an endpoint that is another one elsewhere, or of an older version."""
+    return endpoint.removesuffix("_in_region").removesuffix("_before_2024_09")
+
+
 def body_of(api: str, endpoint: str, asked: Asked, *, ascii_only: bool = True) -> Request:
-    writer = WRITERS[endpoint.removesuffix("_in_region")]
+    writer = WRITERS[plain_name(endpoint)]
     document = (cohere if api == "cohere" else writer)(asked)
     in_path = any(part in endpoint for part in NAMED_IN_PATH)
     if not in_path:
         document = {"model": asked.model, **document}
     if endpoint == "messages":
         document["stream"] = asked.stream
+    if endpoint.endswith("_before_2024_09"):
+        document.pop("stream", None)  # it is refused there
     body = json.dumps(document, ensure_ascii=ascii_only).encode()
     return Request(body, asked.model if in_path else None)
 
@@ -165,7 +172,7 @@ def read(api: str, endpoint: str, request: Request) -> RequestFacts:
 
 
 def test_every_endpoint_that_takes_a_cap_is_written_here():
-    assert {name.removesuffix("_in_region") for _, name in CAPPED} == set(WRITERS)
+    assert {plain_name(name) for _, name in CAPPED} == set(WRITERS)
 
 
 def of_corpus(entry: dict[str, Any]) -> RequestFacts:
@@ -238,7 +245,7 @@ PRICES = st.decimals("0", "100", places=4)
 def test_no_call_costs_more_than_its_estimate_nor_under_a_cap_than_what_is_held_for_that(
     api, endpoint, asked, into, out, part, ascii_only
 ):
-    many = endpoint.removesuffix("_in_region") not in ONE_ANSWER and api != "cohere"
+    many = plain_name(endpoint) not in ONE_ANSWER and api != "cohere"
     asked = asked if many else replace(asked, answers=1)
     request = body_of(api, endpoint, asked, ascii_only=ascii_only)
     facts = read(api, endpoint, request)
@@ -247,7 +254,7 @@ def test_no_call_costs_more_than_its_estimate_nor_under_a_cap_than_what_is_held_
     assert priced is not None
     estimate = priced.estimate(facts, AT_MS, None)
 
-    prompts = len(asked.texts) if endpoint == "completions" else 1
+    prompts = len(asked.texts) if plain_name(endpoint) == "completions" else 1
     worst = asked.cap or (16_384 if facts.output_tokens_cap is None else facts.output_tokens_cap)
     given_tokens = sum(len(text.encode()) + TOKENS_A_MESSAGE for text in asked.texts)
     given_tokens += len((asked.tool or "").encode())

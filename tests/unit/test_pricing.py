@@ -508,3 +508,26 @@ def test_a_bill_says_the_rate_of_the_tier_that_applied(tokens, rate):
     bill = find("gpt-5.4").bill(report, NOW)
     assert bill[0].to_json() == ["input_tokens", tokens, rate]
     assert total_nanousd(bill) == find("gpt-5.4").cost(report, NOW)
+
+
+def test_an_hour_in_claudes_cache_is_twice_the_input_where_a_list_does_not_say_so():
+    """https://docs.claude.com/en/docs/build-with-claude/prompt-caching#pricing"""
+    usage = {"input_tokens": 190_000, "cache_write_tokens": 190_000, "output_tokens": 0}
+    models = (("google", "claude-sonnet-4@20250514"), ("anthropic", "claude-sonnet-4-0"))
+    for provider, model in models:
+        priced = find(model, provider)
+        for kind, rate in (("cache_write_1h_tokens", 6_000), ("cache_write_5m_tokens", 3_750)):
+            told = UsageReport(Exactness.EXACT, usage | {kind: 190_000}, model)
+            assert priced.cost(told, NOW) == 190_000 * rate
+
+
+@pytest.mark.parametrize("at", ["2026-11-23T00:59:59", "2026-11-23T05:30", "2026-11-23T03:59:59"])
+def test_a_call_whose_price_doubles_while_it_lasts_is_estimated_at_the_dearer(at):
+    priced = find("deepseek-v4-pro", "deepseek")
+    facts = RequestFacts(
+        model="deepseek-v4-pro", stream=False, input_tokens_max=1000, output_tokens_cap=1000
+    )
+    usage = UsageReport(Exactness.EXACT, {"input_tokens": 1000, "output_tokens": 1000}, "")
+    most = max(priced.cost(usage, ms(at) + minutes * 60_000) for minutes in range(61))
+    assert priced.cost(usage, ms("2026-11-23T12:00:00")) < most
+    assert priced.estimate(facts, ms(at), None).nanousd >= most

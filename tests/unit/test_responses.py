@@ -69,6 +69,7 @@ def test_items_that_stand_in_the_request_are_bounded_by_its_bytes(item):
         {"input": [{"type": "item_reference", "id": "msg_1"}]},
         {"input": [{"id": "msg_1"}]},
         {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]},
+        {"input": [{"type": "reasoning", "id": "rs_1", "encrypted_content": ""}]},
         {"input": [{"type": "web_search_call", "id": "ws_1", "status": "completed"}]},
         {"input": [{"type": "nobody_knows", "content": "x"}]},
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},

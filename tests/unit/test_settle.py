@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -282,6 +283,20 @@ async def test_the_served_model_decides_the_price():
     await desk.ends(captured=captured(1000, 1000, model='"gpt-4.1-2025-04-14"'))
     assert (await desk.spent())["usd"] == 1000 * 2_000 + 1000 * 8_000
     assert desk.seen.settlements[0].priced_model == "gpt-4.1"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+async def test_a_call_over_which_the_price_changed_is_charged_the_dearer(turned):
+    """`gpt-5.6-luna` costs a fifth from the thirtieth on: 0.2 USD per million tokens in."""
+    desk = await Counter().reserve()
+    before, after = (
+        int(datetime.fromisoformat(f"2026-07-{day}T00:00:00+00:00").timestamp()) * 1000
+        for day in (29, 31)
+    )
+    begun, ended = (after, before) if turned else (before, after)
+    desk.record = replace(desk.record, model="gpt-5.6-luna", reserved_at_ms=begun)
+    await desk.ends(captured=captured(0, 1000, model='"gpt-5.6-luna"'), ended_at_ms=ended)
+    assert (await desk.spent())["usd"] == 1000 * 1_000
 
 
 class Away(MemoryStore):

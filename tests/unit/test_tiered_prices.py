@@ -24,9 +24,8 @@ def test_the_estimate_takes_the_rate_of_the_tier_that_the_input_reaches(
 ) -> None:
     priced = PriceBook([]).find("anthropic", "anthropic", "claude-sonnet-4-5")
     body = (
-        '{"model":"claude-sonnet-4-5","max_tokens":1000,"messages":[{"role":"user","content":"'
-        + "a" * text_bytes
-        + '"}]}'
+        '{"model":"claude-sonnet-4-5","max_tokens":1000,"inference_geo":"global",'
+        '"messages":[{"role":"user","content":"' + "a" * text_bytes + '"}]}'
     )
     facts = ADAPTERS["anthropic"].read_request("messages", Request(body.encode()))
     assert priced is not None

@@ -29,7 +29,12 @@ def read_request(request: Request, *, stream: bool, beside: tuple[str, ...] = ()
             Reason.AMBIGUOUS_BODY, "'stream' is not what the path says: leave it out"
         )
     return messages.facts_of(
-        document, request.body, request.path_model, stream=stream, beside=(*_BESIDE, *beside)
+        document,
+        request.body,
+        request.path_model,
+        stream=stream,
+        beside=(*_BESIDE, *beside),
+        unnamed_geo="global",  # (where it is answered, the upstream's address or the model says)
     )
 
 

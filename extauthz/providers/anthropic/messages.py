@@ -32,13 +32,12 @@ from extauthz.providers.strict_json import (
     read_list,
     read_string,
 )
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
 CAP_FIELDS = ("max_tokens",)
 _TOKENS_MAX = 10_000_000
-_PREAMBLE_TOKENS = 1024
-"""More than the documented system prompt for tool use (at most 735 tokens), plus the template."""
 
 _DEFINED_TOOL_TOKENS = 2048
 """More than a tool adds that Anthropic defines: a few bytes in the request, up to 735 tokens in the
@@ -60,7 +59,7 @@ _BILLS, _SEARCHES = ("input_mtok", "output_mtok"), ("web_searches_kcount",)
 _TEXT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
 _MEDIA_BLOCKS = ("image", "document", "search_result", *RESULT_BLOCKS)
 _HOME_GEO = (None, "global", "not_available")
-_REGION_GEO = "us"
+REGION_GEO = "us"
 """https://platform.claude.com/docs/en/manage-claude/data-residency has no other region."""
 
 _CACHE_MARK = b"cache_control"
@@ -80,8 +79,13 @@ def facts_of(
     *,
     stream: bool,
     beside: tuple[str, ...] = ("model", "stream"),
+    unnamed_geo: str = REGION_GEO,
 ) -> RequestFacts:
-    """The facts of a message; `beside` are the parameters that the caller has read."""
+    """The facts of a message.
+
+    `beside` are the parameters that the caller has read. `unnamed_geo` is where a call may be
+    answered that does not say: at Anthropic, wherever its workspace's default is, which costs more.
+    """
     _refuse_unmetered(document, _PARAMETERS.union(beside))
     defined_tools = _count_defined_tools(document)
     server_tools = read_server_tools(read_list(document, "tools"))
@@ -94,7 +98,7 @@ def facts_of(
     # Below `max_tokens`: https://docs.claude.com/en/docs/build-with-claude/extended-thinking
     thinking_tokens = hinted_count(document, "thinking", "budget_tokens")
     premium = _premium(document)
-    place = REGIONAL if document.get("inference_geo") == _REGION_GEO else {}
+    place = REGIONAL if (document.get("inference_geo") or unnamed_geo) == REGION_GEO else {}
     contexts = ({}, premium) if premium else ({},)
     return RequestFacts(
         model=model,
@@ -102,7 +106,7 @@ def facts_of(
         input_tokens_max=(
             None
             if media and not images
-            else len(body) + _PREAMBLE_TOKENS + defined_tools * _DEFINED_TOOL_TOKENS
+            else text_tokens_max(body) + defined_tools * _DEFINED_TOOL_TOKENS
         ),
         output_tokens_cap=cap,
         extra_output_tokens=beyond_cap(thinking_tokens, cap) * server_tools.rounds,
@@ -145,7 +149,7 @@ def read_usage(captured: CapturedResponse) -> UsageReport:
         decode_string(captured.model),
         {
             **({"speed": speed} if isinstance(speed, str) else {}),
-            **(REGIONAL if usage.get("inference_geo") == _REGION_GEO else {}),
+            **(REGIONAL if usage.get("inference_geo") == REGION_GEO else {}),
         },
     )
 
@@ -164,7 +168,7 @@ def _refuse_unmetered(document: dict[str, Any], known: frozenset[str]) -> None:
             "'context_management' edits other than 'clear_…' sample more than 'max_tokens' says "
             "and cannot be metered: send the call without them",
         )
-    if document.get("inference_geo") not in (None, "global", _REGION_GEO):
+    if document.get("inference_geo") not in (None, "global", REGION_GEO):
         raise RequestError(
             Reason.UNMETERED_ENDPOINT,
             "'inference_geo' other than 'global' and 'us' bills at a rate that is not known",
@@ -238,7 +242,7 @@ def _is_all_told(usage: Mapping[str, Any]) -> bool:
         entry.get("type") if isinstance(entry, dict) else None
         for entry in (iterations if isinstance(iterations, list) else ())
     ]
-    is_priced = usage.get("inference_geo") in (*_HOME_GEO, _REGION_GEO)
+    is_priced = usage.get("inference_geo") in (*_HOME_GEO, REGION_GEO)
     return is_priced and all(kind == "message" for kind in kinds)
 
 

@@ -19,12 +19,11 @@ from extauthz.providers.strict_json import (
     read_count,
     read_list,
 )
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
 CAP_FIELDS = ("inferenceConfig.maxTokens",)
-PREAMBLE_TOKENS = 1024
-"""What may be added around messages and tools, beyond the bytes that were sent."""
 
 _TOKENS_MAX = 10_000_000
 
@@ -66,7 +65,7 @@ def read_request(request: Request, *, stream: bool) -> RequestFacts:
     return RequestFacts(
         model=request.path_model,
         stream=stream,
-        input_tokens_max=None if media else len(body) + PREAMBLE_TOKENS,
+        input_tokens_max=None if media else text_tokens_max(body),
         output_tokens_cap=cap,
         extra_output_tokens=beyond_cap(thinking_tokens, cap),
         # The word may stand there in an escaped spelling; then assume it does.

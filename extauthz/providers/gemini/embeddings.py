@@ -9,9 +9,9 @@ from typing import Any
 from extauthz.providers.base import CapturedResponse, Request, RequestError, RequestFacts
 from extauthz.providers.camel_json import each, fields_of
 from extauthz.providers.gemini.contents import holds_media, model_in_body
-from extauthz.providers.gemini.generate import PREAMBLE_TOKENS
 from extauthz.providers.gemini.generate import read_usage as read_usage_metadata
 from extauthz.providers.strict_json import parse_object
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UsageReport
 
@@ -52,7 +52,7 @@ def _facts(request: Request, parts: list[Any]) -> RequestFacts:
     return RequestFacts(
         model=request.path_model,
         stream=False,
-        input_tokens_max=None if media else len(request.body) + PREAMBLE_TOKENS,
+        input_tokens_max=None if media else text_tokens_max(request.body),
         output_tokens_cap=0,
         media=media,
         bills=("input_mtok",),

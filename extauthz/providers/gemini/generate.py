@@ -21,12 +21,11 @@ from extauthz.providers.captured import decode_object, decode_string, extract
 from extauthz.providers.gemini.contents import holds_media, model_in_body
 from extauthz.providers.splice import nested_cap_slot
 from extauthz.providers.strict_json import hinted_count, parse_object, read_count
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
 CAP_FIELDS = ("generationConfig.maxOutputTokens",)
-PREAMBLE_TOKENS = 1024
-"""What may be added around contents and declarations, beyond the bytes that were sent."""
 
 _TOKENS_MAX = 10_000_000
 _CANDIDATES_MAX = 128
@@ -70,7 +69,7 @@ def read_request(request: Request, *, stream: bool) -> RequestFacts:
     return RequestFacts(
         model=model,
         stream=stream,
-        input_tokens_max=None if leans_on_more else len(body) + PREAMBLE_TOKENS,
+        input_tokens_max=None if leans_on_more else text_tokens_max(body),
         output_tokens_cap=cap if bounded else None,
         answers=read_count(config, "candidateCount", _CANDIDATES_MAX) or 1,
         media=leans_on_more or makes_media,

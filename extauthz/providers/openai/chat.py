@@ -18,9 +18,9 @@ from extauthz.providers.base import (
     RequestFacts,
 )
 from extauthz.providers.openai import routing
-from extauthz.providers.openai.dialect import CAP_FIELDS, Dialect, refuse_unknown
+from extauthz.providers.openai.dialect import CAP_FIELDS, TEXT_PARTS, Dialect, refuse_unknown
 from extauthz.providers.openai.tiers import premium, price_contexts
-from extauthz.providers.openai.usage import PREAMBLE_TOKENS, TOKENS_MAX, told_usage
+from extauthz.providers.openai.usage import TOKENS_MAX, told_usage
 from extauthz.providers.splice import cap_slot, find_rooted, insert_member
 from extauthz.providers.strict_json import (
     beyond_cap,
@@ -31,13 +31,15 @@ from extauthz.providers.strict_json import (
     read_list,
     read_string,
 )
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UsageReport
 
 _ANSWERS_MAX = 128
 
-_TEXT_PARTS = ("text", "refusal")
-_SILENT_PARTS = (*_TEXT_PARTS, "image_url", "file")
+_SILENT_PARTS = (*TEXT_PARTS, "image_url", "file")
+_UNREAD = "file"
+"""What a member of a message is taken for that is not known: anything but sound."""
 _CLIENT_TOOLS = ("function", "custom")
 
 # What a message may have beside its content, all of it text (or `audio`, which is looked at). What
@@ -61,6 +63,11 @@ _PARAMETERS = frozenset((
 ))  # fmt: skip
 
 
+# Of a model that always searches, for a price by the call. `search_type: pro` does so in steps, for
+# a higher one: https://docs.perplexity.ai/guides/pro-search-quickstart
+_SEARCH = frozenset(("search_context_size", "user_location"))
+
+
 def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     """The facts of a chat completion."""
     body = request.body
@@ -71,14 +78,18 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         model, fallbacks = request.path_model or read_string(document, "model"), []
     stream = read_flag(document, "stream")
     dialect.refuse_unbounded(model)
+    if stream:
+        dialect.refuse_stream()
     refuse_unknown(document, _PARAMETERS | dialect.parameters)
     _refuse_server_tools(document)
-    media, audio = _modalities(document)
-    images = None if audio else read_images(_parts(document), "image_url", _TEXT_PARTS)
+    search = document.get("web_search_options")
+    refuse_unknown(search if isinstance(search, dict) else {}, _SEARCH)
+    media, audio = _modalities(document, dialect)
+    images = None if audio else read_images(_parts(document), "image_url", TEXT_PARTS)
     cap, cap_slots = read_cap(document, dialect), _cap_slots(document, body, dialect)
     answers = read_count(document, "n", _ANSWERS_MAX) or 1
     thinking_tokens = _thinking_tokens(document)
-    input_tokens = len(body) - (images.sent if images else 0) + PREAMBLE_TOKENS
+    input_tokens = text_tokens_max(body) - (images.sent if images else 0)
     # Tokens of a prediction that the answer does not use are billed as output too.
     predicted = input_tokens if document.get("prediction") is not None else 0
     return RequestFacts(
@@ -175,7 +186,7 @@ def _refuse_server_tools(document: dict[str, Any]) -> None:
             )
 
 
-def _modalities(document: dict[str, Any]) -> tuple[bool, bool]:
+def _modalities(document: dict[str, Any], dialect: Dialect) -> tuple[bool, bool]:
     """Whether anything but text goes in or out, and whether sound may."""
     modalities = document.get("modalities")
     if document.get("audio") is not None or modalities not in (None, [], ["text"]):
@@ -188,12 +199,17 @@ def _modalities(document: dict[str, Any]) -> tuple[bool, bool]:
         if message.get("audio") is not None or isinstance(content, dict):
             return True, True
         if not _MESSAGE.issuperset(key for key, value in message.items() if value is not None):
-            kinds.add("file")
+            kinds.add(_UNREAD)
         if isinstance(content, list):
-            kinds.update(
-                str(part.get("type")) if isinstance(part, dict) else "" for part in content
-            )
-    return bool(kinds.difference(_TEXT_PARTS)), bool(kinds.difference(_SILENT_PARTS))
+            parts = {str(part.get("type")) if isinstance(part, dict) else "" for part in content}
+            if dialect.parts is not None and not parts <= dialect.parts:
+                raise RequestError(
+                    Reason.UNMETERED_ENDPOINT,
+                    "a message holds what is read for a fee, which cannot be metered: send "
+                    f"nothing but {', '.join(sorted(dialect.parts))}",
+                )
+            kinds |= parts
+    return bool(kinds.difference(TEXT_PARTS)), bool(kinds.difference(_SILENT_PARTS))
 
 
 class Images(NamedTuple):

@@ -10,8 +10,9 @@ from typing import Any
 from extauthz.providers.base import CapturedResponse, Request, RequestError, RequestFacts
 from extauthz.providers.openai import chat
 from extauthz.providers.openai.dialect import Dialect, refuse_unknown
-from extauthz.providers.openai.usage import PREAMBLE_TOKENS, TOKENS_MAX
+from extauthz.providers.openai.usage import TOKENS_MAX
 from extauthz.providers.strict_json import parse_object, read_count, read_flag, read_string
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UsageReport
 
@@ -33,10 +34,12 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     dialect.refuse_unbounded(model)
     refuse_unknown(document, _PARAMETERS | dialect.parameters)
     stream = read_flag(document, "stream")
+    if stream:
+        dialect.refuse_stream()
     # (a default of the config is not written over the server's own: a cap is never raised)
     cap = read_count(document, CAP_FIELDS[0], TOKENS_MAX) or dialect.completion_tokens
     each = max(read_count(document, key, _ANSWERS_MAX) or 1 for key in ("n", "best_of"))
-    input_tokens = len(body) + PREAMBLE_TOKENS
+    input_tokens = text_tokens_max(body)
     return RequestFacts(
         model=model,
         stream=stream,

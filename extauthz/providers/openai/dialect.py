@@ -10,8 +10,14 @@ from extauthz.reasons import Reason
 CAP_FIELDS = ("max_completion_tokens", "max_tokens")
 """`max_tokens` is the older name."""
 
-_SEARCHES = re.compile(r"-search-(preview|api)|deep-research")
+SEARCHES = r"-search-(preview|api)|deep-research"
 """These search the web on every call, and each search is billed beside the tokens."""
+
+TEXT_PARTS = ("text", "refusal")
+HOSTED_PARTS = frozenset((*TEXT_PARTS, "image_url", "input_audio", "thinking", "video_url"))
+"""What a message may hold where a server would read a file for a fee, or with tools of its own:
+https://openrouter.ai/docs/guides/overview/multimodal/pdfs, https://docs.x.ai/docs/guides/files,
+https://docs.mistral.ai/capabilities/document_ai/document_qna"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,8 @@ class Dialect:
             the usage.
         parameters: what it takes beyond OpenAI's own and is bounded by what stands in the request.
         tiers: the values of `service_tier` that it knows; "": without any other than the default.
+        parts: the kinds of content that the context window bounds; None: of all that it takes.
+        tells_usage_of_streams: whether a stream can be metered at all.
         unbounded_models: models that bill more than tokens, or are chosen by the server.
         completion_tokens: what the older `completions` answers with where no cap is named; None:
             as much as the model can.
@@ -41,7 +49,9 @@ class Dialect:
     asks_for_usage: bool = True
     parameters: frozenset[str] = frozenset()
     tiers: frozenset[str] = frozenset()
-    unbounded_models: re.Pattern[str] = _SEARCHES
+    parts: frozenset[str] | None = None
+    tells_usage_of_streams: bool = True
+    unbounded_models: re.Pattern[str] = re.compile(SEARCHES)
     completion_tokens: int | None = 16
     tells_cost: bool = False
     routes: bool = False
@@ -57,6 +67,19 @@ class Dialect:
                 Reason.UNMETERED_ENDPOINT,
                 "this model searches the web, runs tools of its provider, or lets it choose the "
                 "model, which cannot be metered: use another one",
+            )
+
+    def refuse_stream(self) -> None:
+        """Refuse to stream where a stream does not tell its usage.
+
+        Raises:
+            RequestError: `unmetered_endpoint`.
+        """
+        if not self.tells_usage_of_streams:
+            raise RequestError(
+                Reason.UNMETERED_ENDPOINT,
+                "a stream of this 'api-version' does not tell its usage, so it cannot be metered: "
+                "use 2024-09-01-preview or a later one, or send the call without 'stream'",
             )
 
 

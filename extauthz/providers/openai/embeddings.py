@@ -2,8 +2,9 @@
 
 from extauthz.providers.base import CapturedResponse, Request, RequestFacts
 from extauthz.providers.openai.dialect import Dialect, refuse_unknown
-from extauthz.providers.openai.usage import PREAMBLE_TOKENS, told_usage
+from extauthz.providers.openai.usage import told_usage
 from extauthz.providers.strict_json import parse_object, read_string
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.usage import UsageReport
 
 _PARAMETERS = frozenset(("dimensions", "encoding_format", "input", "model", "user"))
@@ -18,7 +19,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     return RequestFacts(
         model=model,
         stream=False,
-        input_tokens_max=len(request.body) + PREAMBLE_TOKENS,
+        input_tokens_max=text_tokens_max(request.body),
         output_tokens_cap=0,
         bills=("input_mtok",),
     )

@@ -7,8 +7,9 @@ are uploads (multipart) and are not metered.
 
 from extauthz.providers.base import CapturedResponse, Request, RequestError, RequestFacts
 from extauthz.providers.openai.dialect import Dialect, refuse_unknown
-from extauthz.providers.openai.usage import PREAMBLE_TOKENS, told_usage
+from extauthz.providers.openai.usage import told_usage
 from extauthz.providers.strict_json import parse_object, read_count, read_flag, read_string
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UsageReport
 
@@ -37,7 +38,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     return RequestFacts(
         model=model,
         stream=stream,
-        input_tokens_max=(len(request.body) + PREAMBLE_TOKENS) * images,
+        input_tokens_max=text_tokens_max(request.body) * images,
         output_tokens_cap=None,
         answers=images,
         media=True,

@@ -12,7 +12,7 @@ from extauthz.providers.base import CapturedResponse, Request, RequestError, Req
 from extauthz.providers.openai.chat import read_images, slot_of_cap
 from extauthz.providers.openai.dialect import Dialect, refuse_unknown
 from extauthz.providers.openai.tiers import premium, price_contexts
-from extauthz.providers.openai.usage import PREAMBLE_TOKENS, TOKENS_MAX, told_usage
+from extauthz.providers.openai.usage import TOKENS_MAX, told_usage
 from extauthz.providers.strict_json import (
     parse_object,
     read_count,
@@ -20,6 +20,7 @@ from extauthz.providers.strict_json import (
     read_list,
     read_string,
 )
+from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UsageReport
 
@@ -64,7 +65,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     beyond_text = not kinds.issubset(_TEXT_PARTS)
     cap = read_count(document, CAP_FIELDS[0], TOKENS_MAX)
     images = None if stored else read_images(_parts(document), "input_image", _TEXT_PARTS)
-    input_tokens = len(body) - (images.sent if images else 0) + PREAMBLE_TOKENS
+    input_tokens = text_tokens_max(body) - (images.sent if images else 0)
     return RequestFacts(
         model=model,
         stream=read_flag(document, "stream"),
@@ -150,7 +151,8 @@ def _kinds_of_item(item: Any) -> set[str]:
     kind = item.get("type") or ("message" if "role" in item else "")
     if kind == "reasoning":
         # By its id alone the provider looks the text up.
-        return set() if isinstance(item.get("encrypted_content"), str) else {""}
+        encrypted = item.get("encrypted_content")
+        return set() if isinstance(encrypted, str) and encrypted else {""}
     if kind not in _TEXT_ITEMS:
         return {""}
     content = item.get("output" if str(kind).endswith("_output") else "content")

@@ -15,9 +15,6 @@ _USD_MAX = 1_000_000
 _TICKS = 10**10
 _TICKS_MAX = _USD_MAX * _TICKS
 
-PREAMBLE_TOKENS = 1024
-"""What the provider may add around tools and response formats, beyond the bytes that were sent."""
-
 
 def told_usage(
     captured: CapturedResponse, shape: tuple[str, str], *, exact: bool, tells_cost: bool = False

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from extauthz.archive.errors import ArchiveError
+from extauthz.durable import PART_SUFFIX, replace_file, sync_directory, write_file
 
-_PART = ".part"
 """The suffix of a file that is being written; one that was left over by a crash is nothing."""
 
 
@@ -65,7 +65,7 @@ class ArchiveDirectory:
             return []
         except OSError as error:
             raise self._failed("cannot be read", self._directory, error) from error
-        return [name for name in names if not name.endswith(_PART)]
+        return [name for name in names if not name.endswith(PART_SUFFIX)]
 
     def read(self, name: str, offset: int, count: int) -> bytes:
         """See `ArchiveStorage`."""
@@ -84,18 +84,16 @@ class ArchiveDirectory:
         """See `ArchiveStorage`."""
         path = self._directory / name
         try:
-            _write(path, os.O_WRONLY | os.O_APPEND, data)
+            write_file(path, data, os.O_APPEND)
         except OSError as error:
             raise self._failed("cannot be written", path, error) from error
 
     def replace(self, name: str, data: bytes) -> None:
         """See `ArchiveStorage`."""
-        path, part = self._directory / name, self._directory / f"{name}{_PART}"
+        path = self._directory / name
         try:
             self._make()
-            _write(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, data)
-            part.rename(path)
-            _sync_directory(self._directory)
+            replace_file(path, data)
         except OSError as error:
             raise self._failed("cannot be written", path, error) from error
 
@@ -128,7 +126,7 @@ class ArchiveDirectory:
     def _make(self) -> None:
         if not self._directory.exists():
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_directory(self._directory.parent)
+            sync_directory(self._directory.parent)
 
     def _failed(self, what: str, path: Path, error: OSError) -> ArchiveError:
         return ArchiveError(f"{path}: {what} ({error.strerror})")
@@ -140,23 +138,3 @@ def _is_locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _write(path: Path, flags: int, data: bytes) -> None:
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Or a crash could lose the name of a file whose bytes are on disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from extauthz.archive import Archive, ArchiveDirectory, ArchiveError, Chain
 from extauthz.config import Config
+from extauthz.durable import sync_directory
 from extauthz.server.data_dir import DataDir
 from extauthz.store.base import LedgerStore
 
@@ -74,11 +75,7 @@ class SeenBooks:
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             (self._directory / org).touch(mode=0o600)
-            descriptor = os.open(self._directory, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_directory(self._directory)
         except OSError as error:
             raise ArchiveError(
                 f"{self._directory}: cannot be written ({error.strerror})"

@@ -5,12 +5,12 @@ keeps its own, also where several share a store: each enforces what it had enfor
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from extauthz.durable import replace_file
 from extauthz.errors import OperatorError
 from extauthz.policies import Budget, Outgoing, Policies, Scope, Unit
 from extauthz.service.outgoing import outgoing_after
@@ -97,17 +97,7 @@ def _budgets(found: Sequence[dict[str, Any]]) -> tuple[Budget, ...]:
 
 def _save(path: Path, record: _InForce) -> None:
     """Replace the record; it is on disk when this returns."""
-    new = path.with_suffix(".new")
     try:
-        with new.open("w") as file:
-            json.dump(asdict(record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace_file(path, json.dumps(asdict(record)).encode())
     except OSError as error:
         raise InForceError(f"{path}: cannot be written ({error.strerror})") from error

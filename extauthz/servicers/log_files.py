@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from extauthz.durable import replace_file
+
 _CHUNK_BYTES = 128 * 1024
 """About 50 lines: the reading of more would keep the event loop from other work."""
 
@@ -50,17 +52,7 @@ class Place:
 
     def save(self, bookmark: Path) -> None:
         """Replace the saved place; it is on disk when this returns."""
-        new = bookmark.with_suffix(".new")
-        with new.open("w") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(bookmark)
-        directory = os.open(bookmark.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace_file(bookmark, json.dumps(asdict(self)).encode())
 
 
 @dataclass(frozen=True, slots=True)

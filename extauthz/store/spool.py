@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from extauthz.durable import sync_directory
+
 _HEADER = struct.Struct("!II")
 _SEGMENT_BYTES_MAX = 4 * 1024 * 1024
 _SUFFIX = ".spool"
@@ -89,7 +91,7 @@ class Spool:
             segment = self._segments.pop(0)
             self._depth -= self._counts.pop(segment)
             segment.unlink()
-            self._sync_directory()
+            sync_directory(self._directory)
 
     def close(self) -> None:
         """Close the file; what waits stays on disk."""
@@ -104,19 +106,14 @@ class Spool:
         self._written = 0
         self._segments.append(path)
         self._counts[path] = 0
-        self._sync_directory()  # or the crash could lose the file that holds the synced bytes
+        sync_directory(
+            self._directory
+        )
 
     def _close_segment(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read(segment: Path) -> Iterator[bytes]:

@@ -16,6 +16,9 @@ from extauthz.store.base import StoreError
 _SAVED_EVERY = 64
 """chunks of a long catch-up: what was read since is only read again"""
 
+_AWAY_TURNS = 3
+"""A turn goes as far as the one before it looked; more than that and some work is being away."""
+
 log = logging.getLogger(__name__)
 
 
@@ -45,12 +48,19 @@ class LogFollower:
     _is_behind: bool = True
     _changes_seen: int = 0
     _caught_up_at: float = field(default_factory=time.monotonic)
+    _covered_at: float = field(default_factory=time.monotonic)
+    """all that had been written then has been gone through"""
     _place: Place | None = None
 
     @property
     def backlog(self) -> int:
-        """1 as long as calls may have ended that only the file tells of; else 0."""
-        return int(self._is_behind or self.primary_changes() != self._changes_seen)
+        """1 as long as calls may have ended that only the file tells of; else 0.
+
+        So it is too when this process was not given any time for a while (it was frozen, or its
+        machine slept): what was written meanwhile has not been looked at yet.
+        """
+        was_away = time.monotonic() - self._covered_at > _AWAY_TURNS * self.every_seconds
+        return int(self._is_behind or was_away or self.primary_changes() != self._changes_seen)
 
     @property
     def lag_seconds(self) -> float:
@@ -61,7 +71,9 @@ class LogFollower:
         """Follow for ever; what cannot be settled now is tried again."""
         self._place = await asyncio.to_thread(Place.load, self.bookmark)
         sizes = None  # at first all there is: this process has settled none of it
+        looked_at = time.monotonic()
         while True:
+            next_looked_at = time.monotonic()
             next_sizes = await asyncio.to_thread(self.files.sizes)
             try:
                 await self.rewind_if_the_primary_changed()
@@ -71,12 +83,12 @@ class LogFollower:
                 log.warning("the access log cannot be reconciled now: %s", error)
             except OSError:
                 # Waiting for it could keep leases from running out for ever.
-                self._is_behind = False
+                self._is_behind, self._covered_at = False, time.monotonic()
                 log.exception("the access log cannot be read")
             else:
-                self._is_behind = False
+                self._is_behind, self._covered_at = False, looked_at
                 self._caught_up_at = time.monotonic()
-                sizes = next_sizes
+                sizes, looked_at = next_sizes, next_looked_at
             await asyncio.sleep(self.every_seconds)
 
     async def rewind_if_the_primary_changed(self) -> None:

@@ -1,6 +1,7 @@
 """Reconciling settles what is open, leaves alone what is known, and costs one read for that."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -266,3 +267,23 @@ async def until(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not is_true():  # noqa: ASYNC110 of another task
             await asyncio.sleep(0.001)
+
+
+async def test_after_this_process_was_frozen_the_log_is_gone_through_before_leases_charge(
+    shop: Shop, tmp_path: Path
+) -> None:
+    path = tmp_path / "access.jsonl"
+    path.write_bytes(b"no line\n")
+    follower = LogFollower(
+        LogFiles(path), tmp_path / "bookmark", shop.reconciler, shop.told, every_seconds=0.1
+    )
+    following = asyncio.create_task(follower.run())
+    await until(lambda: not follower.backlog)
+
+    path.write_bytes(b"no line\nwritten meanwhile\n")
+    time.sleep(0.5)  # as a frozen process: nothing runs in it
+
+    assert follower.backlog == 1
+    await until(lambda: not follower.backlog)
+    assert shop.told.results == [(0, 1), (0, 1)]
+    following.cancel()

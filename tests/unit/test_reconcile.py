@@ -281,7 +281,7 @@ async def test_after_this_process_was_frozen_the_log_is_gone_through_before_leas
     await until(lambda: not follower.backlog)
 
     path.write_bytes(b"no line\nwritten meanwhile\n")
-    time.sleep(0.5)  # as a frozen process: nothing runs in it
+    time.sleep(0.5)  # noqa: ASYNC251 - as a frozen process: nothing runs in it
 
     assert follower.backlog == 1
     await until(lambda: not follower.backlog)

@@ -140,7 +140,9 @@ class Images(Small):
             for n in range(2)
         ]
         kind = f"{self.event}.completed"
-        whole = {"type": kind, "b64_json": picture, "usage": _image_usage(call)}
+        whole: dict[str, Any] = {"type": kind, "b64_json": picture}
+        if script.ending != "no-usage":
+            whole["usage"] = _image_usage(call)
         return [*partial, Event(dumps(whole), kind)]
 
 

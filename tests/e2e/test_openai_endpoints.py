@@ -314,6 +314,20 @@ def test_a_streamed_response_that_never_told_its_usage_is_charged_its_reservatio
     assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot)
 
 
+@pytest.mark.parametrize("ending", ["no-usage", "error-event", "reset"])
+@pytest.mark.parametrize("make", [hear, redraw])
+def test_a_streamed_form_that_never_told_its_usage_is_charged_its_reservation(
+    sidecar: Sidecar, bot: str, ending: str, make: Callable[..., Any]
+) -> None:
+    client = sidecar.openai(bot, default_headers=script(ending=ending))
+    fields = {"model": "gpt-4o-mini-transcribe"} if make is hear else {}
+    with contextlib.suppress(openai.OpenAIError, httpx2.HTTPError):  # however the SDK takes it
+        read(make(client, bot, stream=True, **fields))
+    line = settled(sidecar, bot)
+    assert sidecar.balance(bot) == (nanousd(line["estimate_usd"]), 0)
+    assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot) > 0
+
+
 def test_hanging_up_in_the_middle_of_a_response_saves_nothing(sidecar: Sidecar, bot: str) -> None:
     headers = script(chunk_delay_ms=300, chunks=20)
     with respond(sidecar.openai(bot), bot, stream=True, extra_headers=headers) as stream:

@@ -93,6 +93,27 @@ def test_no_sound_of_any_usual_rate_costs_more_than_its_estimate(
     assert cost <= priced(model).estimate(facts, AT_MS, None).nanousd
 
 
+@pytest.mark.parametrize("model", BY_TOKENS)
+def test_a_transcription_is_held_at_the_models_longest_answer(model):
+    estimate = priced(model).estimate(read("transcriptions", sound(model)), AT_MS, None)
+    assert (estimate.output_tokens, estimate.input_tokens >= 16_000) == (2_000, True)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("transcriptions", sound("gpt-4o-transcribe")),
+        ("translations", sound()),
+        ("image_edits", edit()),
+    ],
+)
+def test_no_form_takes_a_cap_or_is_edited_at_all(endpoint, body):
+    facts, found = read(endpoint, body), OPENAI.endpoint(endpoint)
+    assert (facts.cap_slot, facts.other_caps, facts.edits) == (None, (), ())
+    assert found is not None
+    assert (found.cap_fields, found.reads_form) == ((), True)
+
+
 def test_what_is_sent_is_estimated_and_not_what_is_around_it():
     whole, more = (
         read("transcriptions", sound("whisper-1", b"x" * size, prompt="hello"))
@@ -235,6 +256,10 @@ def test_every_file_of_an_edit_is_a_picture_for_each_that_is_made():
         part("n", "3"),
     )
     facts = read("image_edits", body)
+    one = read("image_edits", edit(prompt="x"))
+    assert one.input_tokens_max is not None
+    assert facts.input_tokens_max is not None
+    assert facts.input_tokens_max >= 3 * one.input_tokens_max - 3
     assert (facts.images, facts.answers, facts.media) == (9, 3, True)
 
 

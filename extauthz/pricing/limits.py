@@ -17,6 +17,8 @@ TOKENS_MAX_UNKNOWN = 2_000_000
 _OUTPUT_TOKENS_MAX: tuple[tuple[str, int | None], ...] = (
     ("gpt-3.5-turbo-16k*", None),  # older than the limit: bounded by its context window only
     ("gpt-3.5-turbo*", 4_096),
+    ("gpt-4o-mini-transcribe*", 2_000),
+    ("gpt-4o-transcribe*", 2_000),
     ("gpt-4o-mini*", 16_384),
     ("gpt-4o-2024-05-13*", 4_096),
     ("gpt-4o:extended*", None),
@@ -59,6 +61,9 @@ _PASS_OVER_CAPS = ("*grok*",)
 # https://platform.openai.com/docs/guides/images-vision#calculating-costs and
 # https://docs.claude.com/en/docs/build-with-claude/vision.
 _IMAGE_TOKENS_MAX: tuple[tuple[str, int], ...] = (
+    # 65, 129 for each of 8 tiles at most, and 6,240 for high fidelity.
+    ("gpt-image-1", 7_400),
+    ("gpt-image-1-mini*", 7_400),
     ("gpt-4o-mini*", 50_000),
     ("gpt-4.1-mini*", 50_000),
     ("gpt-4.1-nano*", 50_000),

@@ -131,7 +131,8 @@ class PricedModel:
         prices = vars(self._prices(at_ms, {}))
         if any(prices.get(key) is None for key in facts.bills):
             return False
-        return self.own is not None or not facts.audio or self._prices_audio(at_ms)
+        sound = ("input", "output") if facts.audio else ("input",) if facts.heard else ()
+        return self.own is not None or all(self._prices_sound(at_ms, way) for way in sound)
 
     @property
     def price_version(self) -> str:
@@ -184,8 +185,10 @@ class PricedModel:
         dearer = {key: way for key, way in report.price_context.items() if (key, way) in _DEARER}
         if dearer and self.own is None and not self._has_variant(dearer, at_ms):
             raise ValueError(f"{self.info.id} has no price for {dearer}")
-        sound = any("audio" in kind and count for kind, count in report.amounts.items())
-        if sound and self.own is None and not self._prices_audio(at_ms):
+        ways = {_way_of_sound(kind) for kind, count in report.amounts.items() if count}
+        if self.own is None and not all(
+            way is None or self._prices_sound(at_ms, way) for way in ways
+        ):
             raise ValueError(f"{self.info.id} has no price for audio")
         usage = Usage(**report.amounts)
         usd: Decimal = prices.calc_price(usage)["total_price"]
@@ -220,11 +223,10 @@ class PricedModel:
             self._known[moment] = prices
         return prices
 
-    def _prices_audio(self, at_ms: int) -> bool:
+    def _prices_sound(self, at_ms: int, way: str) -> bool:
+        """Whether tokens of sound have a price, on their way into the model or out of it."""
         prices = vars(self._prices(at_ms, {}))
-        return self.source.id in _SOUND_IS_LIKE_TEXT or bool(
-            prices.get("input_audio_mtok") and prices.get("output_audio_mtok")
-        )
+        return self.source.id in _SOUND_IS_LIKE_TEXT or bool(prices.get(f"{way}_audio_mtok"))
 
     def _has_variant(self, context: Mapping[str, str], at_ms: int) -> bool:
         at = datetime.fromtimestamp(at_ms / 1000, UTC)
@@ -334,6 +336,14 @@ def _first(
     return next(
         (p for pattern, p in own if p.provider == provider and pattern.match(model.lower())), None
     )
+
+
+def _way_of_sound(kind: str) -> str | None:
+    """`input` or `output`, of a kind that is tokens of sound."""
+    dimensions = unit_data[kind]["dimensions"]
+    if dimensions["family"] != "tokens" or dimensions.get("modality") != "audio":
+        return None
+    return str(dimensions["direction"])
 
 
 def _prices_kind(prices: types.ModelPrice, kind: str) -> bool:

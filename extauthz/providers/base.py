@@ -84,6 +84,7 @@ class RequestFacts:
         cache_writes: whether prompt caching can bill above the input price.
         media: whether anything but text goes in or out (then the dearest modality is assumed).
         audio: whether sound may go in or out: it needs a price of its own.
+        heard: whether sound goes in and none comes out: it needs a price of its own.
         price_contexts: every price context that may be served (service tiers, speeds).
         premium: the dearer context that the client asks for: it needs a price of its own.
         edits: byte edits that metering needs (asking a stream for its usage).
@@ -99,8 +100,8 @@ class RequestFacts:
         fallback_models: what else may answer, at the client's word.
         price_slot: where the highest price per million tokens can be written, at which the
             provider then lets nobody dearer answer.
-        counted: usage that the request itself tells exactly, such as the characters to be spoken;
-            the response need not repeat it.
+        counted: usage beside tokens that the request itself tells, exactly (the characters to be
+            spoken) or at most (the seconds of a sound).
     """
 
     model: str
@@ -113,6 +114,7 @@ class RequestFacts:
     cache_writes: bool = False
     media: bool = False
     audio: bool = False
+    heard: bool = False
     price_contexts: tuple[Mapping[str, str], ...] = ({},)
     premium: Mapping[str, str] | None = None
     edits: tuple[Edit, ...] = ()
@@ -188,6 +190,7 @@ class Endpoint:
         read_usage: what the answer tells.
         query: all of the query that may stand behind the path.
         cap_fields: the names under which a body can carry its output cap, the best first.
+        reads_form: whether the body is a form (multipart/form-data) and no JSON.
     """
 
     name: str
@@ -197,6 +200,7 @@ class Endpoint:
     read_usage: UsageReader
     query: re.Pattern[str] = _NO_QUERY
     cap_fields: tuple[str, ...] = ()
+    reads_form: bool = False
 
     @property
     def metering(self) -> Metering:
@@ -219,10 +223,18 @@ def billed(
     *,
     query: str = "",
     cap_fields: tuple[str, ...] = (),
+    reads_form: bool = False,
 ) -> Endpoint:
     """An endpoint that costs money; all of them are posted to."""
     return Endpoint(
-        name, "POST", re.compile(path), read_request, read_usage, re.compile(query), cap_fields
+        name,
+        "POST",
+        re.compile(path),
+        read_request,
+        read_usage,
+        re.compile(query),
+        cap_fields,
+        reads_form,
     )
 
 

@@ -102,7 +102,7 @@ def _place(text: str) -> str:
     return f" (line {place})" if found and len(place) < _SECRET_FREE_ERRORS else ""
 
 
-def must_be_plain(headers: Mapping[str, str]) -> None:
+def must_be_plain(headers: Mapping[str, str], *, form: bool = False) -> None:
     """Refuse a body that its headers call something else than UTF-8, as it is.
 
     The provider would read other bytes than those that were checked: once inflated, or in another
@@ -116,6 +116,8 @@ def must_be_plain(headers: Mapping[str, str]) -> None:
         raise RequestError(
             Reason.UNPARSEABLE_BODY, "the request body is compressed: send it without"
         )
+    if form:
+        return
     types = headers.get("content-type", "").split(",")
     if not all(_JSON_TYPES.fullmatch(one.partition(";")[0].strip()) for one in types):
         raise RequestError(

@@ -14,6 +14,12 @@ from extauthz.sandbox.delivery import arrange, deliver
 from extauthz.sandbox.gemini import Gemini, GeminiEvents, GeminiList, gemini_actions
 from extauthz.sandbox.openai import OpenAI
 from extauthz.sandbox.openai_small import Completions, Embeddings, Images, Speech, moderation
+from extauthz.sandbox.openai_uploads import (
+    ImageEdits,
+    Transcriptions,
+    Translations,
+    parse_form,
+)
 from extauthz.sandbox.prices import Model, PriceTable, Rates
 from extauthz.sandbox.responses import Responses
 from extauthz.sandbox.script import Script, ScriptError
@@ -40,6 +46,9 @@ OPENAI_PATHS: dict[str, type[OpenAI]] = {
     "/embeddings": Embeddings,
     "/images/generations": Images,
     "/audio/speech": Speech,
+    "/audio/transcriptions": Transcriptions,
+    "/audio/translations": Translations,
+    "/images/edits": ImageEdits,
 }
 """What OpenAI serves under `/v1`, and Azure under a deployment."""
 
@@ -106,7 +115,7 @@ def create_app(
                 for action, wire in BEDROCK_PATHS.items()
             ),
             web.post("/v1/moderations", providers.moderations),
-            web.post("/v1/audio/transcriptions", providers.transcriptions),
+            web.post("/v1/images/variations", providers.variations),
             web.post("/v1/messages", providers.messages),
             web.get("/v1/models", providers.models),
             web.get("/v1/models/{id}", providers.models),
@@ -160,8 +169,8 @@ class _Providers:
     async def moderations(self, request: web.Request) -> web.StreamResponse:
         return await self._uncounted(request, moderation())
 
-    async def transcriptions(self, request: web.Request) -> web.StreamResponse:
-        return await self._uncounted(request, dumps({"text": "What was said."}))
+    async def variations(self, request: web.Request) -> web.StreamResponse:
+        return await self._uncounted(request, dumps({"created": 1, "data": [{"b64_json": "eA=="}]}))
 
     async def _uncounted(self, request: web.Request, text: str) -> web.StreamResponse:
         """An answer that stands on no bill: it is free, or priced by the call elsewhere."""
@@ -215,7 +224,9 @@ class _Providers:
         if script.latency_ms:
             await asyncio.sleep(script.latency_ms / 1000)
         stream = call.stream and script.status == 200
-        kind = wire.content_type if script.status == 200 else "application/json"
+        kind = (
+            (call.content_type or wire.content_type) if script.status == 200 else "application/json"
+        )
         kind = wire.stream_content_type if stream else kind
         headers = {"content-type": kind, wire.request_id_header: request_id}
         response = web.StreamResponse(status=script.status, headers=headers)
@@ -233,7 +244,10 @@ class _Providers:
             script = self.script.with_headers(request.headers.items())
         except ScriptError as error:
             raise Refusal(400, str(error), code="sandbox_script") from None
-        document = parse_object(body)
+        if isinstance(wire, Transcriptions | ImageEdits):
+            document = parse_form(body, request.headers.get("content-type", ""))
+        else:
+            document = parse_object(body)
         named = request.match_info.get("deployment") or request.match_info.get("model")
         if named is not None:
             document["model"] = named

@@ -24,7 +24,7 @@ _IMAGE_TOKENS = {"low": 272, "medium": 1056, "high": 4160}
 _SPEECH = "ID3\x04" + "sound" * 200
 
 
-class _Small(OpenAI):
+class Small(OpenAI):
     """What these have in common: a model, a prompt, and no cap but their own."""
 
     def find_model(self, body: Mapping[str, Any], prices: PriceTable) -> Model:
@@ -42,7 +42,7 @@ class _Small(OpenAI):
         return Call(model, agent, usage, **{"capped": False, "stream": False, **more})
 
 
-class Completions(_Small):
+class Completions(Small):
     """`/v1/completions`."""
 
     def parse(self, body: dict[str, Any], prices: PriceTable, script: Script) -> Call:
@@ -81,7 +81,7 @@ class Completions(_Small):
         return [*events, Event("[DONE]")]
 
 
-class Embeddings(_Small):
+class Embeddings(Small):
     """`/v1/embeddings`."""
 
     def parse(self, body: dict[str, Any], prices: PriceTable, script: Script) -> Call:
@@ -102,17 +102,28 @@ class Embeddings(_Small):
         return dumps({"object": "list", "data": data, "model": name, "usage": usage})
 
 
-class Images(_Small):
+class Images(Small):
     """`/v1/images/generations`."""
+
+    event = "image_generation"
 
     def parse(self, body: dict[str, Any], prices: PriceTable, script: Script) -> Call:
         """So many tokens an image, by its quality; each is billed with its prompt."""
         del script
         count = whole_number(body, "n") or 1
         each = _IMAGE_TOKENS.get(str(body.get("quality")), _IMAGE_TOKENS["high"])
-        usage = Usage(input=text_tokens(body.get("prompt")) * count, output=each * count)
+        usage = Usage(
+            input=text_tokens(body.get("prompt")) * count,
+            media=self.picture_tokens(body) * count,
+            output=each * count,
+        )
         stream = flag(body, "stream")
         return self.call(body, self.find_model(body, prices), usage, stream=stream, choices=count)
+
+    def picture_tokens(self, body: dict[str, Any]) -> int:
+        """Of what goes in."""
+        del body
+        return 0
 
     def answer(self, call: Call, script: Script) -> str:
         """The images in base64, then the usage."""
@@ -123,17 +134,19 @@ class Images(_Small):
     def events(self, call: Call, script: Script) -> list[Event]:
         """Partial images, then the whole one with the usage; no `[DONE]`."""
         picture = base64.b64encode(script.content.encode()).decode()
-        kind = "image_generation.partial_image"
+        kind = f"{self.event}.partial_image"
         partial = [
             Event(dumps({"type": kind, "partial_image_index": n, "b64_json": picture}), kind)
             for n in range(2)
         ]
-        kind = "image_generation.completed"
-        whole = {"type": kind, "b64_json": picture, "usage": _image_usage(call)}
+        kind = f"{self.event}.completed"
+        whole: dict[str, Any] = {"type": kind, "b64_json": picture}
+        if script.ending != "no-usage":
+            whole["usage"] = _image_usage(call)
         return [*partial, Event(dumps(whole), kind)]
 
 
-class Speech(_Small):
+class Speech(Small):
     """`/v1/audio/speech`."""
 
     content_type = "audio/mpeg"
@@ -176,10 +189,11 @@ def _told(call: Call) -> dict[str, Any]:
 
 
 def _image_usage(call: Call) -> dict[str, Any]:
-    given, made = call.usage.input, call.usage.output
+    said, seen, made = call.usage.input, call.usage.media, call.usage.output
+    given = said + seen
     return {
         "input_tokens": given,
-        "input_tokens_details": {"text_tokens": given, "image_tokens": 0},
+        "input_tokens_details": {"text_tokens": said, "image_tokens": seen},
         "output_tokens": made,
         "total_tokens": given + made,
     }

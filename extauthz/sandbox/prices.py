@@ -21,6 +21,7 @@ class Usage:
     cache_write_5m: int = 0
     cache_write_1h: int = 0
     reasoning: int = 0
+    media: int = 0  # of sound and pictures that go in, beside `input`
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Rates:
     cached: Fraction
     cache_write_5m: Fraction
     cache_write_1h: Fraction
+    media: Fraction
 
     @classmethod
     def per_million(
@@ -42,8 +44,9 @@ class Rates:
         cached: str | None = None,
         cache_write_5m: str | None = None,
         cache_write_1h: str | None = None,
+        media: str | None = None,
     ) -> Self:
-        """Rates from decimals in USD per million tokens; a cache rate left out is the input's."""
+        """Rates from decimals in USD per million tokens; one that is left out is the input's."""
 
         def rate(usd: str | None) -> Fraction:
             amount = Fraction(input if usd is None else usd)
@@ -52,7 +55,12 @@ class Rates:
             return amount * _NANOUSD_PER_TOKEN
 
         return cls(
-            rate(input), rate(output), rate(cached), rate(cache_write_5m), rate(cache_write_1h)
+            rate(input),
+            rate(output),
+            rate(cached),
+            rate(cache_write_5m),
+            rate(cache_write_1h),
+            rate(media),
         )
 
 
@@ -80,6 +88,7 @@ class Model:
             + usage.cached * rates.cached
             + usage.cache_write_5m * rates.cache_write_5m
             + usage.cache_write_1h * rates.cache_write_1h
+            + usage.media * rates.media
         )
         return -(-exact.numerator // exact.denominator)
 
@@ -121,10 +130,19 @@ def _published() -> Iterator[Model]:
     for name, given, made in (
         ("gpt-3.5-turbo-instruct", "1.50", "2.00"),
         ("text-embedding-3-small", "0.02", "0"),
-        ("gpt-image-1", "5.00", "40.00"),
         ("tts-1", "15.00", "0"),
+        ("whisper-1", "100", "0"),  # by the second, $0.006 a minute
+        ("gpt-transcribe", "75", "0"),
     ):
         yield Model("openai", name, name, per_million(input=given, output=made))
+    for name, given, media, made in (
+        ("gpt-image-1", "5.00", "10.00", "40.00"),
+        ("gpt-image-1-mini", "2.00", "2.50", "8.00"),
+        ("gpt-4o-transcribe", "2.50", "6.00", "10.00"),
+        ("gpt-4o-mini-transcribe", "1.25", "3.00", "5.00"),
+    ):
+        price = per_million(input=given, media=media, output=made)
+        yield Model("openai", name, name, price)
 
     # https://ai.google.dev/gemini-api/docs/pricing
     for name, given, read, made in (

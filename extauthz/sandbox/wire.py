@@ -35,6 +35,7 @@ class Call:
     choices: int = 1
     include_usage: bool = False
     tool: str = "sandbox_tool"
+    content_type: str | None = None  # where it is not its wire's
 
 
 @dataclass(frozen=True)

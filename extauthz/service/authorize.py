@@ -139,7 +139,7 @@ class Authorizer:
             return False
         try:
             refuse_headers(call.headers, upstream.allowed_headers)
-            must_be_plain(call.headers)
+            must_be_plain(call.headers, form=route.endpoint.reads_form)
             request = Request(call.body, route.path_model, call.headers.get("content-type", ""))
             facts = await self.reader.read(
                 upstream.api, verdict.endpoint, request, caller=agent.name

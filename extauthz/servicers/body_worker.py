@@ -29,8 +29,9 @@ _HEADER = struct.Struct("!II")
 
 def read(api: str, endpoint: str, request: Request) -> RequestFacts | RequestError:
     """The facts of a request, or why it is refused."""
-    body = request.body
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > VALUES_MAX:
+    body, found = request.body, ADAPTERS[api].endpoint(endpoint)
+    is_json = found is not None and not found.reads_form
+    if is_json and body.count(b",") + body.count(b"[") + body.count(b"{") > VALUES_MAX:
         return RequestError(
             Reason.BODY_TOO_LARGE,
             f"the request body holds more than {VALUES_MAX} values: send a smaller one",

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from hashlib import sha256
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,8 @@ def test_it_is_refused_by_name_or_is_what_it_is_billed_as(
         assert seen["headers"]["x-mark"] == answer.mark
         assert seen["path"] == case.get("sees", "/v1/chat/completions")
         assert not set(case.get("hears not", [])) & set(seen["header_names"])
+        if "body" in case:
+            assert seen["body_sha256"] == sha256(case["body"].encode()).hexdigest()
         billed = case["expect"] == "is billed"
         assert answer.status == (200 if billed else 500), answer.body[:300]
         assert lines_billed(sidecar) - billed_before == billed

@@ -12,8 +12,8 @@ from calls import HELLO, received, send
 from servers import until
 from sidecar import Sidecar, agent, key_of, nanousd, running_sidecar
 
-BOTS = 90
-TRANSCRIPTION_NANOUSD = 50_000_000
+BOTS = 115
+VARIATION_NANOUSD = 50_000_000
 COMPATIBLE = ("mistral", "groq", "together", "ollama", "openrouter")
 
 
@@ -26,7 +26,7 @@ def sidecar() -> Iterator[Sidecar]:
     with running_sidecar(agents=agents, start=False) as running:
         url = running.sandbox.base_url
         running.config["providers"]["openai"]["endpoints"] = [
-            {"method": "POST", "path": "/v1/audio/transcriptions", "price_usd": "0.05"}
+            {"method": "POST", "path": "/v1/images/variations", "price_usd": "0.05"}
         ]
         running.config["providers"] |= {
             "azure": {
@@ -116,6 +116,17 @@ def draw(client: openai.OpenAI, name: str, **fields: Any) -> Any:
     return client.images.generate(user=name, **given)
 
 
+def hear(client: openai.OpenAI, name: str, model: str, **fields: Any) -> Any:
+    headers = script(agent=name, **fields.pop("told", {}))
+    given = {"file": ("a.wav", b"RIFF\r\n--" + bytes(range(256)) * 100, "audio/wav"), **fields}
+    return client.audio.transcriptions.create(model=model, extra_headers=headers, **given)
+
+
+def redraw(client: openai.OpenAI, name: str, **fields: Any) -> Any:
+    given = {"model": "gpt-image-1", "prompt": "a hat", "image": ("a.png", b"\x89PNG"), **fields}
+    return client.images.edit(user=name, quality="low", **given)
+
+
 CALLS: dict[str, tuple[str, Callable[[openai.OpenAI, str], Any]]] = {
     "a response": ("responses", respond),
     "a response cut off by its cap": (
@@ -169,6 +180,67 @@ CALLS: dict[str, tuple[str, Callable[[openai.OpenAI, str], Any]]] = {
     "an image": ("images", draw),
     "several large images": ("images", lambda c, n: draw(c, n, n=3, quality="high")),
     "a streamed image": ("images", lambda c, n: read(draw(c, n, stream=True))),
+    "an edited image": ("image_edits", redraw),
+    "several images, edited by several others and a mask": (
+        "image_edits",
+        lambda c, n: redraw(
+            c,
+            n,
+            n=3,
+            image=[("a.png", b"a"), ("b.png", b"b")],
+            mask=("m.png", b"m"),
+            input_fidelity="high",
+            output_format="webp",
+        ),
+    ),
+    "a streamed edit": (
+        "image_edits",
+        lambda c, n: read(redraw(c, n, stream=True, partial_images=2, model="gpt-image-1-mini")),
+    ),
+    "a transcription by the second": (
+        "transcriptions",
+        lambda c, n: hear(
+            c,
+            n,
+            "whisper-1",
+            response_format="verbose_json",
+            prompt="\u00e4h",
+            temperature=0.5,
+            timestamp_granularities=["word", "segment"],
+            told={"input_tokens": 99},
+        ),
+    ),
+    "a transcription by its tokens": (
+        "transcriptions",
+        lambda c, n: hear(
+            c,
+            n,
+            "gpt-4o-transcribe",
+            prompt="names: \u00c5sa",
+            include=["logprobs"],
+            told={"input_tokens": 14_999, "output_tokens": 1999},
+        ),
+    ),
+    "a streamed transcription": (
+        "transcriptions",
+        lambda c, n: read(hear(c, n, "gpt-4o-mini-transcribe", stream=True)),
+    ),
+    "a streamed transcription, compressed": (
+        "transcriptions",
+        lambda c, n: read(
+            hear(
+                c,
+                n,
+                "gpt-4o-transcribe",
+                stream=True,
+                told={"content_encoding": "gzip", "newline": "crlf", "pad_bytes": 90_000},
+            )
+        ),
+    ),
+    "a transcription of a long sound": (
+        "transcriptions",
+        lambda c, n: hear(c, n, "gpt-transcribe", file=("long.flac", b"-\r\n-[,{" * 500_000)),
+    ),
 }
 
 
@@ -187,6 +259,27 @@ def test_speech_is_settled_by_its_characters(sidecar: Sidecar, bot: str) -> None
     assert line["endpoint"] == "speech"
     (billed,) = (line for line in sidecar.sandbox.bill()["lines"] if line["model"] == "tts-1")
     assert sidecar.balance(bot) == (int(billed["cost_nanousd"]), 0)
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # by the SDK
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda c, **more: c.audio.translations.create(**more).text,
+        lambda c, **more: c.audio.transcriptions.create(response_format="srt", **more),
+    ],
+    ids=["a translation", "subtitles"],
+)
+def test_what_was_heard_without_telling_how_long_is_charged_its_reservation(
+    sidecar: Sidecar, bot: str, make: Callable[..., str]
+) -> None:
+    client, headers = sidecar.openai(bot), script(agent=bot)
+    said = make(client, file=("a.mp3", b"ID3"), model="whisper-1", extra_headers=headers)
+    assert said == "This answer was made in a sandbox."
+    line = settled(sidecar, bot)
+    assert (line["outcome"], line["exactness"]) == ("settled", "unknown")
+    assert sidecar.balance(bot) == (nanousd(line["estimate_usd"]), 0)
+    assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot) > 0
 
 
 def test_models_and_moderations_are_free(sidecar: Sidecar, bot: str) -> None:
@@ -219,6 +312,20 @@ def test_a_streamed_response_that_never_told_its_usage_is_charged_its_reservatio
     line = settled(sidecar, bot)
     assert sidecar.balance(bot) == (nanousd(line["estimate_usd"]), 0)
     assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot)
+
+
+@pytest.mark.parametrize("ending", ["no-usage", "error-event", "reset"])
+@pytest.mark.parametrize("make", [hear, redraw])
+def test_a_streamed_form_that_never_told_its_usage_is_charged_its_reservation(
+    sidecar: Sidecar, bot: str, ending: str, make: Callable[..., Any]
+) -> None:
+    client = sidecar.openai(bot, default_headers=script(ending=ending))
+    fields = {"model": "gpt-4o-mini-transcribe"} if make is hear else {}
+    with contextlib.suppress(openai.OpenAIError, httpx2.HTTPError):  # however the SDK takes it
+        read(make(client, bot, stream=True, **fields))
+    line = settled(sidecar, bot)
+    assert sidecar.balance(bot) == (nanousd(line["estimate_usd"]), 0)
+    assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot) > 0
 
 
 def test_hanging_up_in_the_middle_of_a_response_saves_nothing(sidecar: Sidecar, bot: str) -> None:
@@ -268,7 +375,7 @@ def test_a_response_that_nothing_bounds_never_leaves(
         ),
         lambda c: c.files.create(file=b"x", purpose="batch"),
         lambda c: c.fine_tuning.jobs.create(model="gpt-4o", training_file="f"),
-        lambda c: c.images.edit(image=b"x", prompt="a cat", model="gpt-image-1"),
+        lambda c: c.uploads.create(bytes=1, filename="a", mime_type="text/plain", purpose="batch"),
         lambda c: c.responses.retrieve("resp_1"),
         lambda c: c.conversations.create(),
         lambda c: c.vector_stores.create(),
@@ -283,12 +390,13 @@ def test_an_endpoint_that_is_not_in_the_table_is_refused(
     assert caught.value.code == "unmetered_endpoint"
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # by the SDK
 def test_an_upload_that_the_config_allows_has_its_fixed_price(sidecar: Sidecar, bot: str) -> None:
-    said = sidecar.openai(bot).audio.transcriptions.create(file=b"RIFF", model="whisper-1")
-    assert said.text
+    drawn = sidecar.openai(bot).images.create_variation(image=b"x", model="dall-e-2")
+    assert drawn.data
     line = settled(sidecar, bot)
     assert (line["endpoint"], line["price_version"]) == ("fixed_price", "config")
-    assert sidecar.balance(bot) == (TRANSCRIPTION_NANOUSD, 0)
+    assert sidecar.balance(bot) == (VARIATION_NANOUSD, 0)
 
 
 def azure(sidecar: Sidecar, name: str) -> openai.AzureOpenAI:

@@ -414,8 +414,8 @@ def test_a_path_to_no_provider_is_refused(sidecar: Sidecar, provider: str) -> No
 UNMETERED = {
     "assistants": ("POST", "/openai/v1/assistants"),
     "a stored response": ("GET", "/openai/v1/responses/resp_1"),
-    "uploaded sound": ("POST", "/openai/v1/audio/transcriptions"),
-    "uploaded images": ("POST", "/openai/v1/images/edits"),
+    "uploaded parts": ("POST", "/openai/v1/uploads"),
+    "uploaded images": ("POST", "/openai/v1/images/variations"),
     "a realtime session": ("POST", "/openai/v1/realtime/sessions"),
     "files": ("GET", "/openai/v1/files"),
     "another method": ("PUT", CHAT),

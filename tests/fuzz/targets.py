@@ -23,6 +23,12 @@ from extauthz.sandbox.cohere import Cohere
 from extauthz.sandbox.gemini import Gemini
 from extauthz.sandbox.openai import OpenAI
 from extauthz.sandbox.openai_small import Completions, Embeddings
+from extauthz.sandbox.openai_uploads import (
+    ImageEdits,
+    Transcriptions,
+    Translations,
+    parse_form,
+)
 from extauthz.sandbox.prices import PriceTable
 from extauthz.sandbox.responses import Responses
 from extauthz.sandbox.script import Script
@@ -58,22 +64,30 @@ OTHERS = tuple(
         (api, endpoint.name)
         for api, adapter in ADAPTERS.items()
         for endpoint in adapter.endpoints
-        if endpoint.read_request is not None
+        if endpoint.read_request is not None and not endpoint.reads_form
     )
     if (api, name) not in {(known, of) for known, of, *_ in ENDPOINTS}
 )
+
+FORMS: tuple[tuple[str, str, Wire | None, str | None], ...] = (
+    ("openai", "transcriptions", Transcriptions("k"), None),
+    ("openai", "translations", Translations("k"), None),
+    ("openai", "image_edits", ImageEdits("k"), None),
+)
+FORM_TYPE = "multipart/form-data; boundary=x"
 
 
 def fuzz_body(data: bytes) -> None:
     """A request body: refused, or estimated at no less than the sandbox would bill for it."""
     if not data:
         return
-    choices = (*ENDPOINTS, *OTHERS)
+    choices = (*ENDPOINTS, *OTHERS, *FORMS)
     api, name, wire, path_model = choices[data[0] % len(choices)]
     body = data[1:]
     adapter = ADAPTERS[api]
+    content_type = FORM_TYPE if (api, name, wire, path_model) in FORMS else "application/json"
     try:
-        facts = adapter.read_request(name, Request(body, path_model, "application/json"))
+        facts = adapter.read_request(name, Request(body, path_model, content_type))
     except RequestError as error:
         assert error.message, "a refusal says what to do"
         return
@@ -97,7 +111,8 @@ def _must_cover(wire: Wire | None, path_model: str | None, body: bytes, nanousd:
     if wire is None:
         return
     try:
-        document = parse_object(body)
+        is_form = isinstance(wire, Transcriptions | ImageEdits)
+        document = parse_form(body, FORM_TYPE) if is_form else parse_object(body)
         call = wire.parse(
             document | ({"model": path_model} if path_model else {}), SANDBOX_PRICES, TALKATIVE
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forms import FORM_TYPE, sound
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -189,6 +190,9 @@ def of_corpus(entry: dict[str, Any]) -> RequestFacts:
         return read(
             entry["api"], entry["endpoint"], body_of(entry["api"], entry["endpoint"], asked)
         )
+    if entry["endpoint"] == "transcriptions":
+        form = Request(sound(asked.model), content_type=FORM_TYPE)
+        return read(entry["api"], entry["endpoint"], form)
     field = "prompt" if entry["endpoint"] == "images" else "input"
     body = json.dumps({"model": asked.model, field: asked.texts[0]}).encode()
     return read(entry["api"], entry["endpoint"], Request(body))

@@ -11,8 +11,13 @@ from botocore.session import Session
 from google.genai import types as google
 from mistralai.client.models import ChatCompletionRequest
 from openai.types import completion_create_params, embedding_create_params
-from openai.types.audio import speech_create_params
+from openai.types.audio import (
+    speech_create_params,
+    transcription_create_params,
+    translation_create_params,
+)
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.image_edit_params import ImageEditParamsBase
 from openai.types.image_generate_params import ImageGenerateParamsBase
 from openai.types.responses import response_create_params
 
@@ -26,9 +31,11 @@ from extauthz.providers.openai import (
     chat,
     completions,
     embeddings,
+    image_edits,
     images,
     responses,
     speech,
+    transcriptions,
 )
 
 STREAM = {"stream"}
@@ -36,6 +43,11 @@ STREAM = {"stream"}
 
 def typed(*dicts: type) -> set[str]:
     return {key for one in dicts for key in one.__annotations__}
+
+
+def names(form: frozenset[str]) -> set[str]:
+    """Those of a form, in which a list has brackets behind its name."""
+    return {name.removesuffix("[]") for name in form}
 
 
 def fields(*models: type) -> set[str]:
@@ -65,6 +77,17 @@ CASES: dict[str, tuple[Iterable[str], set[str]]] = {
         typed(embedding_create_params.EmbeddingCreateParams),
     ),
     "openai images": (images._PARAMETERS, typed(ImageGenerateParamsBase) | STREAM),
+    "openai image edits": (
+        names(image_edits._FIELDS | image_edits._FILES), typed(ImageEditParamsBase) | STREAM
+    ),
+    "openai transcriptions": (
+        names(transcriptions._FIELDS | transcriptions._FILES),
+        typed(transcription_create_params.TranscriptionCreateParamsBase) | STREAM,
+    ),
+    "openai translations": (
+        names(transcriptions._TRANSLATION_FIELDS | transcriptions._FILES),
+        typed(translation_create_params.TranslationCreateParams),
+    ),
     "openai speech": (speech._PARAMETERS, typed(speech_create_params.SpeechCreateParams)),
     "anthropic messages": (
         messages._PARAMETERS,

@@ -61,8 +61,10 @@ def content(*parts: object) -> list[object]:
         ("post", CHAT, None),
         ("POST", "/v1/responses", Metering.BILLED),
         ("POST", "/v1/embeddings", Metering.BILLED),
-        ("POST", "/v1/images/edits", None),
-        ("POST", "/v1/audio/transcriptions", None),
+        ("POST", "/v1/images/edits", Metering.BILLED),
+        ("POST", "/v1/audio/transcriptions", Metering.BILLED),
+        ("POST", "/v1/images/variations", None),
+        ("GET", "/v1/audio/transcriptions", None),
         ("POST", "", None),
     ],
 )

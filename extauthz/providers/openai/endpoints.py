@@ -3,7 +3,16 @@
 from collections.abc import Callable
 
 from extauthz.providers.base import CapturedResponse, Endpoint, Request, RequestFacts, billed, free
-from extauthz.providers.openai import chat, completions, embeddings, images, responses, speech
+from extauthz.providers.openai import (
+    chat,
+    completions,
+    embeddings,
+    image_edits,
+    images,
+    responses,
+    speech,
+    transcriptions,
+)
 from extauthz.providers.openai.dialect import Dialect
 from extauthz.usage import UsageReport
 
@@ -30,8 +39,23 @@ _BILLED: dict[str, tuple[str, _Reader, _UsageReader, tuple[str, ...] | None]] = 
     "embeddings": ("/embeddings", embeddings.read_request, embeddings.read_usage, ()),
     "images": ("/images/generations", images.read_request, images.read_usage, ()),
     "speech": ("/audio/speech", speech.read_request, speech.read_usage, ()),
+    "image_edits": ("/images/edits", image_edits.read_request, images.read_usage, ()),
+    "transcriptions": (
+        "/audio/transcriptions",
+        transcriptions.read_request,
+        transcriptions.read_usage,
+        (),
+    ),
+    "translations": (
+        "/audio/translations",
+        transcriptions.read_translation,
+        transcriptions.read_usage,
+        (),
+    ),
 }
 """By name: path, readers, cap fields (None: the dialect's)."""
+
+_FORMS = frozenset(("image_edits", "transcriptions", "translations"))
 
 
 def billed_endpoint(name: str, prefix: str, dialect: Dialect, *, query: str = "") -> Endpoint:
@@ -44,6 +68,7 @@ def billed_endpoint(name: str, prefix: str, dialect: Dialect, *, query: str = ""
         lambda captured: read_usage(captured, dialect),
         query=query,
         cap_fields=dialect.cap_fields if cap_fields is None else cap_fields,
+        reads_form=name in _FORMS,
     )
 
 

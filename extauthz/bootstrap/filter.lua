@@ -12,6 +12,7 @@
 --   usage, model, service_tier                   at the places named in the scopes below
 --   usage_start, error (true), events (number)   from streams of events only
 --   error_code                                   from JSON: why the provider refused
+--   metrics                                      what Bedrock itself has counted of a model's own body
 --   complete (true)                              at the body's end, or at a stream's own last event
 --   bytes (number)                               at the body's end
 --   content_encoding, content_type               why a body cannot be read
@@ -68,7 +69,7 @@ local SSE_ROOT = {
   delta = {inside = {[OPEN_OBJECT] = COHERE_DELTA}},
 }
 -- Bedrock ends a stream of a model's own events with this.
-local INVOCATION_METRICS = {fact = "complete", first_byte = OPEN_OBJECT, value = true}
+local INVOCATION_METRICS = {fact = "metrics", first_byte = OPEN_OBJECT, completes = true}
 local CHUNK_ROOT = {
   usage = USAGE, model = MODEL, error = ERROR, ["amazon-bedrock-invocationMetrics"] = INVOCATION_METRICS,
   message = {inside = {[OPEN_OBJECT] = ANTHROPIC_MESSAGE}},
@@ -101,6 +102,7 @@ local function report(facts, field, text)
   if value == facts.reported[field.fact] then return end
   facts.reported[field.fact] = value
   set(facts.handle, field.fact, value)
+  if field.completes then set(facts.handle, "complete", true) end
 end
 
 -- The scanner of one JSON document, which comes in pieces of any size.
@@ -411,6 +413,26 @@ local function scan_frames(frames, piece)
   end
 end
 
+-- Bedrock counts for every model, and tells so in headers where the answer is no stream; the names are
+-- those that the end of a stream has.
+local COUNT_HEADERS = {
+  {"x-amzn-bedrock-input-token-count", "inputTokenCount"},
+  {"x-amzn-bedrock-output-token-count", "outputTokenCount"},
+  {"x-amzn-bedrock-cache-read-input-token-count", "cacheReadInputTokenCount"},
+  {"x-amzn-bedrock-cache-write-input-token-count", "cacheWriteInputTokenCount"},
+}
+
+local function report_counts(handle)
+  local counts = {}
+  for i = 1, #COUNT_HEADERS do
+    local value = handle:headers():get(COUNT_HEADERS[i][1])
+    if value and find(value, "^%d+$") and #value < 16 then
+      counts[#counts + 1] = '"' .. COUNT_HEADERS[i][2] .. '":' .. value
+    end
+  end
+  if counts[1] then set(handle, "metrics", "{" .. table.concat(counts, ",") .. "}") end
+end
+
 -- Envoy's entry points.
 
 local function metered_call(handle)
@@ -462,6 +484,7 @@ function envoy_on_response(handle)
     reader, read = new_frames(facts), scan_frames
   else
     reader, read = new_document(JSON_DOCUMENT, facts), scan
+    report_counts(handle)
   end
   for chunk in handle:bodyChunks() do
     local piece = chunk:getBytes(0, chunk:length())

@@ -137,6 +137,7 @@ class CapturedResponse:
     error: bool = False
     complete: bool = False
     error_code: str | None = None
+    metrics: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,8 @@ class _Providers:
         kind = wire.content_type if script.status == 200 else "application/json"
         kind = wire.stream_content_type if stream else kind
         headers = {"content-type": kind, wire.request_id_header: request_id}
+        if script.status == 200 and not stream:
+            headers |= call.headers
         response = web.StreamResponse(status=script.status, headers=headers)
         parts = _parts(wire, call, script, request_id)
         await deliver(request, response, parts, script, stream=stream)

@@ -152,6 +152,13 @@ def _published() -> Iterator[Model]:
         rate = per_million(input=given, cached=read, cache_write_5m=write, output=made)
         yield Model("aws", name, name, rate, 64_000)
 
+    for name, given, made in (
+        ("us.meta.llama3-3-70b-instruct-v1:0", "0.72", "0.72"),
+        ("amazon.titan-text-express-v1", "0.20", "0.60"),
+        ("amazon.titan-embed-text-v2:0", "0.02", "0"),
+    ):
+        yield Model("aws", name, name, per_million(input=given, output=made), 8_192)
+
     name = "claude-haiku-4-5@20251001"
     rate = per_million(input="1", cached="0.10", cache_write_5m="1.25", output="5")
     yield Model("google", name, name, rate, 64_000)

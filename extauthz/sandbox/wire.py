@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from extauthz.sandbox.prices import Model, PriceTable, Usage
@@ -35,6 +35,7 @@ class Call:
     choices: int = 1
     include_usage: bool = False
     tool: str = "sandbox_tool"
+    headers: Mapping[str, str] = field(default_factory=dict)  # of an answer that is no stream
 
 
 @dataclass(frozen=True)

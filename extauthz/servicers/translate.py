@@ -220,4 +220,5 @@ def _captured(usage: Struct | None) -> CapturedResponse:
         error="error" in fields and fields["error"].bool_value,
         complete="complete" in fields and fields["complete"].bool_value,
         error_code=text("error_code"),
+        metrics=text("metrics"),
     )

@@ -106,9 +106,7 @@ class Spool:
         self._written = 0
         self._segments.append(path)
         self._counts[path] = 0
-        sync_directory(
-            self._directory
-        )
+        sync_directory(self._directory)
 
     def _close_segment(self) -> None:
         if self._file is not None:

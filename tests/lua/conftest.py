@@ -60,9 +60,10 @@ class LuaFilter:
         encoding: str | None = None,
         call: dict[str, Any] | None = None,
         aborted: bool = False,
+        headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """What stands in extauthz.usage after these pieces of a response."""
-        headers = {"content-type": content_type, "content-encoding": encoding}
+        headers = {**(headers or {}), "content-type": content_type, "content-encoding": encoding}
         state = self._drive_response(
             self._to_lua({"rid": "r1"} if call is None else call),
             self._to_lua({k: v for k, v in headers.items() if v is not None}),

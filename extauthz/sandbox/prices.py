@@ -7,6 +7,9 @@ from typing import Self
 
 _NANOUSD_PER_TOKEN = 1000  # 1 USD per million tokens = 10**9 / 10**6 nano-USD per token
 
+NANOUSD_PER_SEARCH = 10_000_000
+"""10 USD a thousand web searches, by Anthropic's price page. What is fetched costs its tokens."""
+
 LONG_CONTEXT_TOKENS = 200_000
 """Above so many input tokens (cached ones count) a model's long-context rates hold."""
 
@@ -21,6 +24,8 @@ class Usage:
     cache_write_5m: int = 0
     cache_write_1h: int = 0
     reasoning: int = 0
+    searches: int = 0
+    fetches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class Model:
             + usage.cached * rates.cached
             + usage.cache_write_5m * rates.cache_write_5m
             + usage.cache_write_1h * rates.cache_write_1h
+            + usage.searches * NANOUSD_PER_SEARCH
         )
         return -(-exact.numerator // exact.denominator)
 

@@ -101,6 +101,8 @@ class RequestFacts:
             provider then lets nobody dearer answer.
         counted: usage that the request itself tells exactly, such as the characters to be spoken;
             the response need not repeat it.
+        unasked_usage: whether `edits` ask for an event of usage that the client did not ask for:
+            it is taken out of the answer where it comes in one piece.
     """
 
     model: str
@@ -124,6 +126,7 @@ class RequestFacts:
     fallback_models: tuple[str, ...] = ()
     price_slot: CapSlot | None = None
     counted: Mapping[str, int] = field(default_factory=dict)
+    unasked_usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)

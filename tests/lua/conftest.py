@@ -51,6 +51,7 @@ class LuaFilter:
         self._drive_response = self._lua.execute(DRIVE_RESPONSE, stream)
         self._drive_request = self._lua.execute(DRIVE_REQUEST, stream)
         self.writes = 0
+        self.forwarded: list[bytes] = []
 
     def response(
         self,
@@ -71,6 +72,7 @@ class LuaFilter:
             not aborted,
         )
         self.writes = int(state[b"writes"])
+        self.forwarded = list(state[b"forwarded"].values())
         return {key.decode(): value for key, value in state[b"usage"].items()}
 
     def request(self, body: bytes | None, call: dict[str, Any]) -> ForwardedRequest:

@@ -108,6 +108,7 @@ def create_app(
             web.post("/v1/moderations", providers.moderations),
             web.post("/v1/audio/transcriptions", providers.transcriptions),
             web.post("/v1/messages", providers.messages),
+            web.post("/v1/messages/count_tokens", providers.count_tokens),
             web.get("/v1/models", providers.models),
             web.get("/v1/models/{id}", providers.models),
             web.get("/_sandbox/bill", control.bill),
@@ -163,14 +164,20 @@ class _Providers:
     async def transcriptions(self, request: web.Request) -> web.StreamResponse:
         return await self._uncounted(request, dumps({"text": "What was said."}))
 
-    async def _uncounted(self, request: web.Request, text: str) -> web.StreamResponse:
+    async def count_tokens(self, request: web.Request) -> web.StreamResponse:
+        return await self._uncounted(request, dumps({"input_tokens": 7}), self.anthropic)
+
+    async def _uncounted(
+        self, request: web.Request, text: str, wire: Wire | None = None
+    ) -> web.StreamResponse:
         """An answer that stands on no bill: it is free, or priced by the call elsewhere."""
-        received = self._receive(self.openai, request, await request.read())
-        request_id = self.openai.new_request_id()
+        wire = wire or self.openai
+        received = self._receive(wire, request, await request.read())
+        request_id = wire.new_request_id()
         try:
-            self.openai.authorize(request.headers)
+            wire.authorize(request.headers)
         except Refusal as refusal:
-            return _refuse(self.openai, received, refusal, request_id)
+            return _refuse(wire, received, refusal, request_id)
         received.status = 200
         return web.json_response(text=text)
 

@@ -6,12 +6,14 @@
 --   rid    string  the reservation; absent = not a metered call: nothing happens here
 --   edits  list    offset, bytes dropped, text put there, offset, ...; ascending; absent = none
 --   size   number  bytes of the body that Check saw, in which the offsets count
+--   unasked_usage  true    the edits ask for an event of usage that the client did not ask for
 --
 -- Output: dynamic metadata `extauthz.usage`, carried to the sink by the access log. Facts are raw
 -- JSON text, written the moment they are complete, so that an abort keeps what was seen:
 --   usage, model, service_tier                   at the places named in the scopes below
 --   usage_start, error (true), events (number)   from streams of events only
 --   error_code                                   from JSON: why the provider refused
+--   metrics                                      what Bedrock itself has counted of a model's own body
 --   complete (true)                              at the body's end, or at a stream's own last event
 --   bytes (number)                               at the body's end
 --   content_encoding, content_type               why a body cannot be read
@@ -68,7 +70,7 @@ local SSE_ROOT = {
   delta = {inside = {[OPEN_OBJECT] = COHERE_DELTA}},
 }
 -- Bedrock ends a stream of a model's own events with this.
-local INVOCATION_METRICS = {fact = "complete", first_byte = OPEN_OBJECT, value = true}
+local INVOCATION_METRICS = {fact = "metrics", first_byte = OPEN_OBJECT, completes = true}
 local CHUNK_ROOT = {
   usage = USAGE, model = MODEL, error = ERROR, ["amazon-bedrock-invocationMetrics"] = INVOCATION_METRICS,
   message = {inside = {[OPEN_OBJECT] = ANTHROPIC_MESSAGE}},
@@ -85,6 +87,7 @@ end
 
 -- Every wrapper that Envoy hands out dies when the script yields: it is fetched for each write.
 local function set(handle, key, value)
+  if not handle then return end  -- (an event that is only looked at)
   handle:streamInfo():dynamicMetadata():set(USAGE_NAMESPACE, key, value)
 end
 
@@ -101,6 +104,7 @@ local function report(facts, field, text)
   if value == facts.reported[field.fact] then return end
   facts.reported[field.fact] = value
   set(facts.handle, field.fact, value)
+  if field.completes then set(facts.handle, "complete", true) end
 end
 
 -- The scanner of one JSON document, which comes in pieces of any size.
@@ -223,7 +227,7 @@ local LINE_START_BYTES = #BOM + #MESSAGE_STOP + 1
 local function new_event_stream(facts)
   return {
     doc = new_document(SSE_DOCUMENT, facts), facts = facts, events = 0, held = "",
-    first_line = true,
+    first_line = true, after_blank = true,
     in_event = false, in_line = false, data_at = false, after_cr = false,
   }
 end
@@ -236,7 +240,7 @@ end
 
 local function begin_line(sse, s, at, line_end)
   if sse.first_line and sub(s, at, at + 2) == BOM then at = at + #BOM end
-  sse.first_line, sse.data_at = false, data_begins(s, at, line_end)
+  sse.first_line, sse.after_blank, sse.data_at = false, at == line_end, data_begins(s, at, line_end)
   -- OpenAI's SDK hangs up at this line, often before the end of the body has arrived; so do others
   -- at Anthropic's. No answer can forge either: inside JSON a line break is escaped.
   local is_done = sse.data_at and sub(s, sse.data_at, sse.data_at + #DONE - 1) == DONE
@@ -272,6 +276,57 @@ local function scan_events(sse, piece)
     if sse.in_line then sse.data_at = sse.data_at and at else begin_line(sse, s, at, line_end) end
     if sse.data_at then scan(sse.doc, sub(s, sse.data_at, line_end - 1)) end
     sse.in_line, at = line_goes_on, line_end + 1
+  end
+end
+
+-- The event that metering has asked for, and the client has not, ends OpenAI's streams: a usage and no
+-- choices. Where it comes in one piece with the ends of its lines, it is taken out. Nothing waits for
+-- that: one that comes in two pieces stays, and so does all else, byte for byte.
+
+local NO_CHOICES = {'"choices":[]', '"choices": []'}
+local UNASKED_ROOT = {
+  usage = {fact = "usage", first_byte = OPEN_OBJECT},
+  choices = {fact = "choices", first_byte = OPEN_LIST},
+  error = {fact = "error", first_byte = OPEN_OBJECT, value = true},
+}
+local UNASKED_DOCUMENT = {[NO_KEY] = {inside = {[OPEN_OBJECT] = UNASKED_ROOT}}}
+
+-- Whether a piece that begins here begins an event.
+local function is_between_events(sse)
+  return sse.after_blank and not sse.in_line and sse.held == "" and not sse.after_cr
+end
+
+-- First and last byte of the event whose only line holds `at`; nil if it does not begin and end here.
+local function event_around(piece, at, is_between)
+  local first = at
+  while first > 1 and byte(piece, first - 1) ~= LF do first = first - 1 end
+  local line_end = find(piece, "\n", at, true)
+  if not line_end or sub(piece, first, first + 4) ~= "data:" then return end
+  local before = sub(piece, math.max(1, first - 4), first - 1)
+  local begins = before == "" and is_between or find(before, "\n\n$") or find(before, "\n\r\n$")
+  local blank_end = find(piece, "^\r?\n", line_end + 1) and find(piece, "\n", line_end + 1, true)
+  local cr = find(piece, "\r", first, true)
+  if begins and blank_end and (not cr or cr >= line_end - 1) then return first, blank_end end
+end
+
+local function is_unasked(event)
+  local facts = {handle = false, reported = {}}
+  scan(new_document(UNASKED_DOCUMENT, facts), sub(event, #"data:" + 1) .. "\n")
+  local choices, usage = facts.reported.choices, facts.reported.usage
+  return choices == "[]" and usage and usage ~= "" and not facts.reported.error
+end
+
+-- The piece without that event; nil if it is not in it.
+local function without_unasked(piece, is_between)
+  for i = 1, #NO_CHOICES do
+    local at = find(piece, NO_CHOICES[i], 1, true)
+    while at do
+      local first, last = event_around(piece, at, is_between)
+      if first and is_unasked(sub(piece, first, last)) then
+        return sub(piece, 1, first - 1) .. sub(piece, last + 1)
+      end
+      at = find(piece, NO_CHOICES[i], at + 1, true)
+    end
   end
 end
 
@@ -411,6 +466,26 @@ local function scan_frames(frames, piece)
   end
 end
 
+-- Bedrock counts for every model, and tells so in headers where the answer is no stream; the names are
+-- those that the end of a stream has.
+local COUNT_HEADERS = {
+  {"x-amzn-bedrock-input-token-count", "inputTokenCount"},
+  {"x-amzn-bedrock-output-token-count", "outputTokenCount"},
+  {"x-amzn-bedrock-cache-read-input-token-count", "cacheReadInputTokenCount"},
+  {"x-amzn-bedrock-cache-write-input-token-count", "cacheWriteInputTokenCount"},
+}
+
+local function report_counts(handle)
+  local counts = {}
+  for i = 1, #COUNT_HEADERS do
+    local value = handle:headers():get(COUNT_HEADERS[i][1])
+    if value and find(value, "^%d+$") and #value < 16 then
+      counts[#counts + 1] = '"' .. COUNT_HEADERS[i][2] .. '":' .. value
+    end
+  end
+  if counts[1] then set(handle, "metrics", "{" .. table.concat(counts, ",") .. "}") end
+end
+
 -- Envoy's entry points.
 
 local function metered_call(handle)
@@ -444,7 +519,9 @@ function envoy_on_request(handle)
 end
 
 function envoy_on_response(handle)
-  if not metered_call(handle) then return end
+  local call = metered_call(handle)
+  if not call then return end
+  local unasked = call.unasked_usage
   local encoding = handle:headers():get("content-encoding") or "identity"
   if lower(encoding) ~= "identity" then return set(handle, "content_encoding", is_ascii(encoding) and encoding or "") end
   local content_type = handle:headers():get("content-type") or ""
@@ -454,6 +531,8 @@ function envoy_on_response(handle)
   local is_frames = media_type:find("application/vnd.amazon.eventstream", 1, true)
   if not is_sse and not is_json and not is_frames then return set(handle, "content_type", is_ascii(content_type) and content_type or "") end
 
+  -- (a body whose length was announced must keep it)
+  unasked = unasked and is_sse and not handle:headers():get("content-length")
   local facts, bytes = {handle = handle, reported = {}}, 0
   local reader, read
   if is_sse then
@@ -462,11 +541,18 @@ function envoy_on_response(handle)
     reader, read = new_frames(facts), scan_frames
   else
     reader, read = new_document(JSON_DOCUMENT, facts), scan
+    report_counts(handle)
   end
   for chunk in handle:bodyChunks() do
     local piece = chunk:getBytes(0, chunk:length())
     bytes = bytes + #piece
+    local is_between = unasked and is_between_events(reader)
     read(reader, piece)
+    local rest = unasked and without_unasked(piece, is_between)
+    if rest then
+      unasked = false
+      chunk:setBytes(rest)
+    end
   end
   if not is_frames then read(reader, "\n") end  -- the last line of SSE needs no end of its own
   if reader.events then set(handle, "events", reader.events) end

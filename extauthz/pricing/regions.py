@@ -21,7 +21,7 @@ _SURCHARGE = Decimal("1.1")
 
 # Whatever is not known to be older costs more: a missing fact makes a price larger, never smaller.
 _OLDER = re.compile(
-    r"claude-(v?1|2|instant|3|4-(opus|sonnet)|(opus|sonnet)-4-[01]$)|gemini-[12]\.|"
+    r"claude-(v?1|2|instant|3|4-(opus|sonnet)|(opus|sonnet)-4-[01]$)|gemini-([12]\.|embedding-001)|"
     r"gpt-3|gpt-4|chatgpt-4o|o[134](-|$)|gpt-5(\.[0-3])?(-|$)|text-|tts-|whisper|gpt-image-1"
 )
 

@@ -102,6 +102,8 @@ class RequestFacts:
             provider then lets nobody dearer answer.
         counted: usage beside tokens that the request itself tells, exactly (the characters to be
             spoken) or at most (the seconds of a sound).
+        unasked_usage: whether `edits` ask for an event of usage that the client did not ask for:
+            it is taken out of the answer where it comes in one piece.
     """
 
     model: str
@@ -126,6 +128,7 @@ class RequestFacts:
     fallback_models: tuple[str, ...] = ()
     price_slot: CapSlot | None = None
     counted: Mapping[str, int] = field(default_factory=dict)
+    unasked_usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ class CapturedResponse:
     error: bool = False
     complete: bool = False
     error_code: str | None = None
+    metrics: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

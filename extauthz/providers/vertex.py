@@ -20,7 +20,7 @@ from extauthz.providers.base import (
     billed,
     free,
 )
-from extauthz.providers.gemini import generate
+from extauthz.providers.gemini import embeddings, generate
 from extauthz.providers.gemini.refusals import refusal_body
 from extauthz.usage import UsageReport
 
@@ -46,7 +46,7 @@ def _either_place(
     path: str,
     read_request: RequestReader,
     read_usage: UsageReader,
-    cap_fields: tuple[str, ...],
+    cap_fields: tuple[str, ...] = (),
     query: str = "",
 ) -> tuple[Endpoint, Endpoint]:
     """An endpoint at `global`, and the same within a region, where it can cost more."""
@@ -91,6 +91,20 @@ VERTEX = Adapter(
             generate.read_usage,
             generate.CAP_FIELDS,
             _EITHER_STREAM,
+        ),
+        *_either_place(
+            "embed_content",
+            _GOOGLE + ":embedContent",
+            embeddings.read_request,
+            embeddings.read_usage,
+            query=_JSON,
+        ),
+        *_either_place(
+            "batch_embed_contents",
+            _GOOGLE + ":batchEmbedContents",
+            embeddings.read_batch,
+            embeddings.read_usage,
+            query=_JSON,
         ),
         *_either_place(
             "raw_predict",

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from extauthz.sandbox.prices import PriceTable, Usage
@@ -92,6 +93,8 @@ class Anthropic:
             cache_write_1h=script.cache_write_1h_tokens,
             output=output,
             reasoning=min(script.reasoning_tokens, output),
+            searches=_uses(body, "web_search_", script.web_searches),
+            fetches=_uses(body, "web_fetch_", script.web_fetches),
         )
         metadata = body.get("metadata")
         user = metadata.get("user_id") if isinstance(metadata, dict) else None
@@ -105,8 +108,8 @@ class Anthropic:
 
     def answer(self, call: Call, script: Script) -> str:
         """A `message`."""
-        content = _block(call, script, script.content, _RAW)
-        message = _message(call, [content], _stop_reason(call, script))
+        content = [*_tool_blocks(call.usage), _block(call, script, script.content, _RAW)]
+        message = _message(call, content, _stop_reason(call, script))
         if script.ending != "no-usage":
             message["usage"] = _usage(call.usage, call.usage.output)
         # Replaced after encoding, so that the input's own bytes reach the client.
@@ -119,8 +122,8 @@ class Anthropic:
             "delta": {"stop_reason": _stop_reason(call, script), "stop_sequence": None}
         }
         if script.ending != "no-usage":
-            message["usage"] = _usage(call.usage, 1)
-            usage: dict[str, Any] = {"output_tokens": call.usage.output}
+            message["usage"] = _usage(replace(call.usage, searches=0, fetches=0), 1)
+            usage: dict[str, Any] = {"output_tokens": call.usage.output, **_uses_told(call.usage)}
             if script.delta_usage == "full":
                 usage = _usage(call.usage, call.usage.output)
                 del usage["service_tier"], usage["cache_creation"]
@@ -135,12 +138,19 @@ class Anthropic:
                 {"type": "input_json_delta", "partial_json": piece}
                 for piece in pieces(script.tool_input, script.chunks)
             ]
+        tool_blocks = _tool_blocks(call.usage)
+        at = len(tool_blocks)
         return [
             _event("message_start", message=message),
-            _event("content_block_start", index=0, content_block=_block(call, script, "", {})),
+            *(
+                _event(f"content_block_{edge}", index=index, **started)
+                for index, block in enumerate(tool_blocks)
+                for edge, started in (("start", {"content_block": block}), ("stop", {}))
+            ),
+            _event("content_block_start", index=at, content_block=_block(call, script, "", {})),
             _event("ping"),
-            *(_event("content_block_delta", index=0, delta=delta) for delta in deltas),
-            _event("content_block_stop", index=0),
+            *(_event("content_block_delta", index=at, delta=delta) for delta in deltas),
+            _event("content_block_stop", index=at),
             _event("message_delta", **closing),
             _event("message_stop"),
         ]
@@ -215,4 +225,35 @@ def _usage(usage: Usage, output: int) -> dict[str, Any]:
         },
         "output_tokens": output,
         "service_tier": "standard",
+        **_uses_told(usage),
     }
+
+
+def _uses(body: Mapping[str, Any], kind: str, wanted: int) -> int:
+    """How often tools of a kind, which run at Anthropic, are used."""
+    tools = [tool for tool in body.get("tools") or [] if isinstance(tool, dict)]
+    allowed = [
+        whole_number(tool, "max_uses") for tool in tools if str(tool.get("type")).startswith(kind)
+    ]
+    return min(wanted, sum(wanted if most is None else most for most in allowed))
+
+
+def _uses_told(usage: Usage) -> dict[str, Any]:
+    if not usage.searches and not usage.fetches:
+        return {}
+    counts = {"web_search_requests": usage.searches, "web_fetch_requests": usage.fetches}
+    return {"server_tool_use": counts}
+
+
+def _tool_blocks(usage: Usage) -> list[dict[str, Any]]:
+    """What an answer shows of each search and each fetch."""
+    blocks: list[dict[str, Any]] = []
+    for name in ["web_search"] * usage.searches + ["web_fetch"] * usage.fetches:
+        use = f"srvtoolu_{token(24)}"
+        asked = {"query": "hello"} if name == "web_search" else {"url": "https://example.com"}
+        error = {"type": f"{name}_tool_result_error", "error_code": "unavailable"}
+        blocks += [
+            {"type": "server_tool_use", "id": use, "name": name, "input": asked},
+            {"type": f"{name}_tool_result", "tool_use_id": use, "content": error},
+        ]
+    return blocks

@@ -117,6 +117,7 @@ def create_app(
             web.post("/v1/moderations", providers.moderations),
             web.post("/v1/images/variations", providers.variations),
             web.post("/v1/messages", providers.messages),
+            web.post("/v1/messages/count_tokens", providers.count_tokens),
             web.get("/v1/models", providers.models),
             web.get("/v1/models/{id}", providers.models),
             web.get("/_sandbox/bill", control.bill),
@@ -172,14 +173,20 @@ class _Providers:
     async def variations(self, request: web.Request) -> web.StreamResponse:
         return await self._uncounted(request, dumps({"created": 1, "data": [{"b64_json": "eA=="}]}))
 
-    async def _uncounted(self, request: web.Request, text: str) -> web.StreamResponse:
+    async def count_tokens(self, request: web.Request) -> web.StreamResponse:
+        return await self._uncounted(request, dumps({"input_tokens": 7}), self.anthropic)
+
+    async def _uncounted(
+        self, request: web.Request, text: str, wire: Wire | None = None
+    ) -> web.StreamResponse:
         """An answer that stands on no bill: it is free, or priced by the call elsewhere."""
-        received = self._receive(self.openai, request, await request.read())
-        request_id = self.openai.new_request_id()
+        wire = wire or self.openai
+        received = self._receive(wire, request, await request.read())
+        request_id = wire.new_request_id()
         try:
-            self.openai.authorize(request.headers)
+            wire.authorize(request.headers)
         except Refusal as refusal:
-            return _refuse(self.openai, received, refusal, request_id)
+            return _refuse(wire, received, refusal, request_id)
         received.status = 200
         return web.json_response(text=text)
 
@@ -229,6 +236,8 @@ class _Providers:
         )
         kind = wire.stream_content_type if stream else kind
         headers = {"content-type": kind, wire.request_id_header: request_id}
+        if script.status == 200 and not stream:
+            headers |= call.headers
         response = web.StreamResponse(status=script.status, headers=headers)
         parts = _parts(wire, call, script, request_id)
         await deliver(request, response, parts, script, stream=stream)

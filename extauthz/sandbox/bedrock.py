@@ -1,13 +1,15 @@
 """AWS Bedrock, as its SDK and its documentation know it."""
 
 import base64
+import json
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from extauthz.sandbox.anthropic import Anthropic
+from extauthz.sandbox.bedrock_native import NATIVE, Native, count_headers, metrics
 from extauthz.sandbox.prices import Model, PriceTable, Usage
 from extauthz.sandbox.script import Script
 from extauthz.sandbox.wire import (
@@ -155,33 +157,39 @@ class ConverseStream(Converse):
 
 
 class Invoke(Converse):
-    """`/model/…/invoke`, for Anthropic's models: their own body, their own answer."""
+    """`/model/…/invoke`: each maker's own body and its own answer."""
 
     def __init__(self) -> None:
         self._anthropic = Anthropic("")
 
     def parse(self, body: dict[str, Any], prices: PriceTable, script: Script) -> Call:
-        """As a message, whose version stands in the body."""
+        """As a message, whose version stands in the body, unless the model is not Anthropic's."""
+        model = self.find_model(body, prices)
+        if (native := _native(model)) is not None:
+            call = native.parse(body, model, script, stream=self.streams)
+            told = {} if script.ending == "no-usage" else count_headers(call.usage)
+            return replace(call, headers=told)
         if body.pop("anthropic_version", None) != "bedrock-2023-05-31":
             raise Refusal(400, "anthropic_version: Field required")
         body = {**body, "stream": self.streams, "metadata": {"user_id": script.agent}}
-        return self._anthropic.parse(body, _Only(self.find_model(body, prices)), script)
+        return self._anthropic.parse(body, _Only(model), script)
 
     def answer(self, call: Call, script: Script) -> str:
-        """A `message`."""
+        """A `message`, or what the model's maker calls so."""
+        if (native := _native(call.model)) is not None:
+            return dumps(native.answer(call, script))
         return self._anthropic.answer(call, script)
 
     def events(self, call: Call, script: Script) -> list[Event]:
-        """A message's events, each in base64; the last has the metrics of the call."""
-        events: list[Event] = []
-        for event in self._anthropic.events(call, script):
-            data = event.data
-            if event.name == "message_stop":
-                metrics = {"inputTokenCount": call.usage.input, "invocationLatency": 7}
-                data = dumps({"type": event.name, "amazon-bedrock-invocationMetrics": metrics})
-            encoded = base64.b64encode(encode(data)).decode()
-            events.append(Frame(dumps({"bytes": encoded, "p": "abcdefg"}), "chunk"))
-        return events
+        """The maker's own events, each in base64; the last has the metrics of the call."""
+        if (native := _native(call.model)) is not None:
+            parts = native.events(call, script)
+        else:
+            parts = [json.loads(event.data) for event in self._anthropic.events(call, script)]
+        if script.ending != "no-usage":
+            counted = {**metrics(call.usage), "invocationLatency": 7, "firstByteLatency": 3}
+            parts[-1]["amazon-bedrock-invocationMetrics"] = counted
+        return [_chunk(dumps(part)) for part in parts]
 
 
 class InvokeStream(Invoke):
@@ -208,6 +216,15 @@ BEDROCK_PATHS: dict[str, type[Converse]] = {
     "invoke": Invoke,
     "invoke-with-response-stream": InvokeStream,
 }
+
+
+def _native(model: Model) -> Native | None:
+    return next((native for part, native in NATIVE.items() if part in model.name), None)
+
+
+def _chunk(data: str) -> Event:
+    encoded = base64.b64encode(encode(data)).decode()
+    return Frame(dumps({"bytes": encoded, "p": "abcdefg"}), "chunk")
 
 
 def _frame(kind: str, **fields: Any) -> Event:

@@ -7,6 +7,9 @@ from typing import Self
 
 _NANOUSD_PER_TOKEN = 1000  # 1 USD per million tokens = 10**9 / 10**6 nano-USD per token
 
+NANOUSD_PER_SEARCH = 10_000_000
+"""10 USD a thousand web searches, by Anthropic's price page. What is fetched costs its tokens."""
+
 LONG_CONTEXT_TOKENS = 200_000
 """Above so many input tokens (cached ones count) a model's long-context rates hold."""
 
@@ -22,6 +25,8 @@ class Usage:
     cache_write_1h: int = 0
     reasoning: int = 0
     media: int = 0  # of sound and pictures that go in, beside `input`
+    searches: int = 0
+    fetches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class Model:
             + usage.cache_write_5m * rates.cache_write_5m
             + usage.cache_write_1h * rates.cache_write_1h
             + usage.media * rates.media
+            + usage.searches * NANOUSD_PER_SEARCH
         )
         return -(-exact.numerator // exact.denominator)
 
@@ -169,6 +175,13 @@ def _published() -> Iterator[Model]:
     ):
         rate = per_million(input=given, cached=read, cache_write_5m=write, output=made)
         yield Model("aws", name, name, rate, 64_000)
+
+    for name, given, made in (
+        ("us.meta.llama3-3-70b-instruct-v1:0", "0.72", "0.72"),
+        ("amazon.titan-text-express-v1", "0.20", "0.60"),
+        ("amazon.titan-embed-text-v2:0", "0.02", "0"),
+    ):
+        yield Model("aws", name, name, per_million(input=given, output=made), 8_192)
 
     name = "claude-haiku-4-5@20251001"
     rate = per_million(input="1", cached="0.10", cache_write_5m="1.25", output="5")

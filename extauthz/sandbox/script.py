@@ -41,6 +41,8 @@ class Script:
             part of them, Anthropic's cache tokens come on top.
         output_tokens: Of each choice, before the cap that the request names.
         reasoning_tokens: The part of the output that is reasoning.
+        web_searches: How often the model searches, where the request has the tool.
+        web_fetches: How often it fetches a page, likewise.
         latency_ms: From the start of generation to the response's headers.
         status: Other than 200, the provider's error of that status is answered.
         billed_error: Such an error is billed like a whole call.
@@ -58,6 +60,8 @@ class Script:
     cache_write_5m_tokens: int = 0
     cache_write_1h_tokens: int = 0
     reasoning_tokens: int = 0
+    web_searches: int = 0
+    web_fetches: int = 0
     latency_ms: int = 0
     chunk_delay_ms: int = 0
     chunks: int = 4

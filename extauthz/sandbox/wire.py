@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from extauthz.sandbox.prices import Model, PriceTable, Usage
@@ -36,6 +36,7 @@ class Call:
     include_usage: bool = False
     tool: str = "sandbox_tool"
     content_type: str | None = None  # where it is not its wire's
+    headers: Mapping[str, str] = field(default_factory=dict)  # of an answer that is no stream
 
 
 @dataclass(frozen=True)

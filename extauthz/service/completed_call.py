@@ -57,7 +57,8 @@ def ending_of(call: CompletedCall, unbilled: frozenset[int]) -> Ending:
     """
     if call.periodic:
         return Ending.RENEW
-    if call.captured.usage is not None or call.captured.usage_start is not None:
+    told = (call.captured.usage, call.captured.usage_start, call.captured.metrics)
+    if any(one is not None for one in told):
         return Ending.CHARGE  # whatever else the entry says, the provider has begun to count
     if not call.left or call.refused:
         return Ending.RELEASE

@@ -151,4 +151,5 @@ def _captured(usage: dict[str, Any] | None) -> CapturedResponse:
         error=usage.get("error") is True,
         complete=usage.get("complete") is True,
         error_code=text("error_code"),
+        metrics=text("metrics"),
     )

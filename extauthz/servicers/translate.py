@@ -93,10 +93,12 @@ def _allowed(verdict: Verdict, body_size: int, now_ms: int) -> ext_authz_pb2.Che
 
 
 def _add_metadata(metadata: Struct, verdict: Verdict, record: CallRecord, body_size: int) -> None:
-    """For Lua (`rid`, `edits`, `size`) and for the sink (`call`)."""
+    """For Lua (`rid`, `edits`, `size`, `unasked_usage`) and for the sink (`call`)."""
     fields = metadata.fields
     fields["rid"].string_value = record.reservation_id
     fields["call"].string_value = record.to_json()
+    if verdict.facts is not None and verdict.facts.unasked_usage:
+        fields["unasked_usage"].bool_value = True
     if verdict.edits:
         fields["size"].number_value = body_size
         values = fields["edits"].list_value.values
@@ -220,4 +222,5 @@ def _captured(usage: Struct | None) -> CapturedResponse:
         error="error" in fields and fields["error"].bool_value,
         complete="complete" in fields and fields["complete"].bool_value,
         error_code=text("error_code"),
+        metrics=text("metrics"),
     )

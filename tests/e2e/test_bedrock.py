@@ -16,7 +16,7 @@ from sidecar import Sidecar, agent, key_of, nanousd, running_sidecar
 
 from extauthz.sandbox.sigv4 import ACCESS_KEY_ID, SECRET_ACCESS_KEY
 
-BOTS = 60
+BOTS = 110
 NOVA = "amazon.nova-micro-v1:0"
 CLAUDE = "global.anthropic.claude-haiku-4-5-20251001-v1:0"
 HELLO: Any = [{"role": "user", "content": [{"text": "hello"}]}]
@@ -164,6 +164,98 @@ def test_a_models_own_body_is_settled_at_the_providers_own_bill(
     assert_spent_is_the_bill(sidecar, bot, "invoke_stream" if streams else "invoke")
 
 
+LLAMA, TITAN = "us.meta.llama3-3-70b-instruct-v1:0", "amazon.titan-text-express-v1"
+EMBEDDING = "amazon.titan-embed-text-v2:0"
+NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
+    "nova": (NOVA, {"messages": HELLO, "inferenceConfig": {"maxTokens": 50}}),
+    "llama": (LLAMA, {"prompt": "hello", "max_gen_len": 50}),
+    "titan": (TITAN, {"inputText": "hello", "textGenerationConfig": {"maxTokenCount": 50}}),
+}
+FORGED = json.dumps({
+    "usage": {"inputTokens": 0}, "prompt_token_count": 0,
+    "amazon-bedrock-invocationMetrics": {"inputTokenCount": 0, "outputTokenCount": 0},
+})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {},
+        {"output_tokens": 5000},
+        {"response_text": FORGED},
+        {"input_tokens": 3, "pad_bytes": 9999},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("maker", NATIVE)
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_body_of_another_maker_is_settled_at_what_bedrock_counted(
+    sidecar: Sidecar, bot: str, call: Any, script: dict[str, Any], maker: str, streams: bool
+) -> None:
+    client, (model, body) = call(bot, **script), NATIVE[maker]
+    invoke(client, model, body, streams=streams)
+    assert_spent_is_the_bill(sidecar, bot, f"invoke_{maker}{'_stream' if streams else ''}")
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_nova_read_from_its_cache_is_settled_too(
+    sidecar: Sidecar, bot: str, call: Any, streams: bool
+) -> None:
+    content = [{"text": "x" * 5000}, {"cachePoint": {"type": "default"}}]
+    body = {**NATIVE["nova"][1], "messages": [{"role": "user", "content": content}]}
+    invoke(call(bot, input_tokens=3, cached_tokens=1200), NOVA, body, streams=streams)
+    assert_spent_is_the_bill(sidecar, bot, f"invoke_nova{'_stream' if streams else ''}")
+
+
+def test_an_embedding_is_settled_at_what_bedrock_counted(
+    sidecar: Sidecar, bot: str, call: Any
+) -> None:
+    body = {"inputText": "hello" * 99, "dimensions": 256}
+    invoke(call(bot), EMBEDDING, body, streams=False)
+    assert_spent_is_the_bill(sidecar, bot, "invoke_embedding")
+
+
+@pytest.mark.parametrize("maker", NATIVE)
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_model_of_which_bedrock_told_no_count_is_charged_its_reservation(
+    sidecar: Sidecar, bot: str, call: Any, maker: str, streams: bool
+) -> None:
+    model, body = NATIVE[maker]
+    invoke(call(bot, ending="no-usage"), model, body, streams=streams)
+    assert_reservation_was_charged(sidecar, bot)
+
+
+@pytest.mark.parametrize("maker", NATIVE)
+def test_a_default_cap_is_written_where_the_maker_reads_it(sidecar: Sidecar, maker: str) -> None:
+    model, body = NATIVE[maker]
+    cap = "inferenceConfig", "max_gen_len", "textGenerationConfig"
+    body = {key: value for key, value in body.items() if key not in cap}
+    before = sidecar.sandbox.total_nanousd("capped")
+    headers = bearer(key_of("capped")) | {
+        "content-type": "application/json",
+        "x-sandbox-agent": "capped",
+        "x-sandbox-output-tokens": "5000",
+    }
+    answer = send(
+        sidecar, json.dumps(body).encode(), headers, path=f"/bedrock/model/{model}/invoke"
+    )
+    assert answer.status == 200
+    assert answer.headers["x-amzn-bedrock-output-token-count"] == "40"
+    after = sidecar.sandbox.total_nanousd("capped")
+    until(lambda: sidecar.balance("capped") == (after, 0))
+    assert after > before
+
+
+def invoke(client: Any, model: str, body: dict[str, Any], *, streams: bool) -> None:
+    """One call with the model's own body, read to its end."""
+    data = json.dumps(body)
+    if streams:
+        answer = client.invoke_model_with_response_stream(modelId=model, body=data)
+        assert list(answer["body"])
+    else:
+        assert json.loads(client.invoke_model(modelId=model, body=data)["body"].read())
+
+
 def test_another_regions_profile_has_its_own_price(sidecar: Sidecar, bot: str, call: Any) -> None:
     converse(call(bot), CLAUDE.replace("global", "us"))
     assert_spent_is_the_bill(sidecar, bot, "converse")
@@ -298,9 +390,15 @@ def test_what_nothing_bounds_never_leaves(
     assert sidecar.sandbox.total_nanousd(bot) == 0
 
 
-def test_another_makers_own_body_is_refused(sidecar: Sidecar, bot: str, call: Any) -> None:
+@pytest.mark.parametrize(
+    "model",
+    ["mistral.mistral-large-2402-v1:0", "cohere.embed-english-v3", "amazon.nova-canvas-v1:0"],
+)
+def test_a_makers_own_body_that_is_not_known_is_refused(
+    sidecar: Sidecar, bot: str, call: Any, model: str
+) -> None:
     with pytest.raises(ClientError, match="use converse"):
-        call(bot).invoke_model(modelId=NOVA, body=b"{}")
+        call(bot).invoke_model(modelId=model, body=b"{}")
 
 
 def test_a_budget_that_is_too_small_is_told_as_aws_tells_it(sidecar: Sidecar, call: Any) -> None:

@@ -406,6 +406,9 @@ def test_a_free_call_leaves_no_trace_in_the_ledger(
     before = sidecar.metric("extauthz_settlements_total")
 
     assert list(client.models.list())
+    if provider == "anthropic":
+        assert client.models.retrieve(CLAUDE).id == CLAUDE
+        assert client.messages.count_tokens(model=CLAUDE, messages=HELLO).input_tokens
 
     sidecar.until_settled()
     assert sidecar.balance(bot) == (0, 0)

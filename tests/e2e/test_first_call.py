@@ -26,6 +26,29 @@ def test_a_call_is_settled_at_the_providers_own_bill(sidecar: Sidecar) -> None:
     assert sidecar.balance("bot") == (sidecar.sandbox.total_nanousd("bot"), 0)
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["unasked", "asked"])
+@pytest.mark.parametrize("delay_ms", ["0", "30"])
+def test_a_stream_tells_its_usage_to_those_who_asked_for_it(
+    sidecar: Sidecar, asked: bool, delay_ms: str
+) -> None:
+    before = sidecar.balance("bot")[0]
+    with sidecar.openai("bot").chat.completions.create(
+        model="gpt-4o-mini",
+        messages=MESSAGES,
+        max_tokens=50,
+        user="bot",
+        stream=True,
+        extra_headers={"x-sandbox-chunk-delay-ms": delay_ms},
+        **({"stream_options": {"include_usage": True}} if asked else {}),
+    ) as stream:
+        told = [chunk.usage is not None for chunk in stream if not chunk.choices]
+    sidecar.until_settled()
+
+    assert told == ([True] if asked else [])
+    assert sidecar.balance("bot") == (sidecar.sandbox.total_nanousd("bot"), 0)
+    assert sidecar.balance("bot")[0] > before
+
+
 def test_a_call_whose_service_was_killed_is_settled_by_the_next_one(sidecar: Sidecar) -> None:
     client = sidecar.openai("killed")
     with client.chat.completions.create(

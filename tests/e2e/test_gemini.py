@@ -145,6 +145,13 @@ def test_embeddings_are_settled(sidecar: Sidecar, bot: str, texts: Any) -> None:
     assert_spent_is_the_bill(sidecar, bot, "batch_embed_contents")
 
 
+def test_one_embedding_alone_is_settled(sidecar: Sidecar, bot: str) -> None:
+    path = "/gemini/v1beta/models/gemini-embedding-001:embedContent"
+    answer = raw(sidecar, bot, path, {"content": HELLO[0]})
+    assert answer.status == 200
+    assert_spent_is_the_bill(sidecar, bot, "embed_content")
+
+
 def test_counting_tokens_and_listing_models_is_free(sidecar: Sidecar, bot: str) -> None:
     client = client_of(sidecar, bot)
     assert client.models.count_tokens(model=FLASH, contents="hello").total_tokens

@@ -12,9 +12,13 @@ from calls import HELLO, received, send
 from servers import until
 from sidecar import Sidecar, agent, key_of, nanousd, running_sidecar
 
-BOTS = 115
+BOTS = 135
 VARIATION_NANOUSD = 50_000_000
-COMPATIBLE = ("mistral", "groq", "together", "ollama", "openrouter")
+COMPATIBLE = (
+    "mistral", "groq", "deepseek", "xai", "together", "fireworks", "openrouter", "perplexity",
+    "cerebras", "vllm", "ollama", "llamacpp",
+)  # fmt: skip
+TELLS_UNASKED = ("mistral", "perplexity")
 
 
 @pytest.fixture(scope="module")
@@ -458,7 +462,7 @@ def test_a_server_that_speaks_the_api_is_settled_at_its_configured_price(
     sidecar: Sidecar, bot: str, api: str, stream: bool
 ) -> None:
     client = sidecar.openai(bot, base_url=f"{sidecar.egress}/{api}/v1")
-    headers = script(always_usage=1) if api == "mistral" else {}
+    headers = script(always_usage=1) if api in TELLS_UNASKED else {}
     answer = client.chat.completions.create(
         model="gpt-4o-mini",
         messages=HELLO,

@@ -6,7 +6,7 @@ All calls are made at once, before the first test; each has an agent of its own.
 import gzip
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +38,8 @@ COST = {
     "cohere": 10 * 2_500 + 5 * 10_000,
     "search": 10 * 1_000 + 5 * 5_000 + 2 * 10_000_000,
     "xai": 34_567,
+    "mistral": 10 * 150 + 5 * 600,
+    "perplexity": 25_000_000,
     "openrouter": 23_456,
 }
 # What a model or a prompt writes to be billed for nothing, in every API's words at once.
@@ -99,6 +101,17 @@ def claude(*deltas: dict[str, Any], start: dict[str, int], newline: str = "\n") 
     lines = [f"event: {part['type']}{newline}data: {json.dumps(part)}{newline * 2}"
              for part in parts]  # fmt: skip
     return "".join(lines).encode()
+
+
+def so_far(more: Callable[[int], dict[str, Any]] = lambda _: {}) -> list[str]:
+    """Events whose usage is that of all that has come until then, as its provider documents it."""
+    return [
+        told(
+            {**OPENAI, "completion_tokens": n, "total_tokens": 10 + n, **more(n)},
+            choices=[{"delta": {"content": "hi"}}],
+        )
+        for n in (1, 2, 4, 5)
+    ]
 
 
 WHOLE = f'{{"model":"{GPT}","usage":{json.dumps(OPENAI)}}}'.encode()
@@ -168,6 +181,19 @@ EXACT = {
         [claude(*({"output_tokens": n} for n in (2, 4, 5)),
                 start={"input_tokens": 10, "output_tokens": 1})],
         SSE,
+    ),
+    "a start, then deltas that read more": Case(  # (as the results of a search come in)
+        "anthropic",
+        [claude({"input_tokens": 7, "output_tokens": 2}, ANTHROPIC,
+                start={"input_tokens": 4, "output_tokens": 1})],
+        SSE,
+    ),
+    "Mistral's usage, cumulative": Case("mistral", [events(*so_far())], SSE),
+    "xAI's usage and cost, cumulative": Case(
+        "xai", [events(*so_far(lambda n: {"cost_in_usd_ticks": 69_134 * n}))], SSE
+    ),
+    "Perplexity's usage and cost, cumulative": Case(
+        "perplexity", [events(*so_far(lambda n: {"cost": {"total_cost": n * 0.005}}))], SSE
     ),
     "the usage before the answer": Case(
         "openai", [f'{{"usage":{json.dumps(OPENAI)},"choices":[{PLANTED}]}}'.encode()]
@@ -303,10 +329,21 @@ def sidecar(provider: str) -> Iterator[Sidecar]:
         agents |= agent(name, "1000.00")
     credential = {"env": "SANDBOX_OPENAI_CREDENTIAL"}
     providers: dict[str, Any] = {"anthropic": {"upstream": provider}}
-    for api in ("openai", "gemini", "cohere", "azure", "xai", "openrouter"):
+    for api in (
+        "openai",
+        "gemini",
+        "cohere",
+        "azure",
+        "xai",
+        "openrouter",
+        "mistral",
+        "perplexity",
+    ):
         providers[api] = {"api": api, "upstream": provider, "credential": credential}
     providers["azure"]["deployments"] = {"mine": GPT}
-    with running_sidecar(agents=agents, providers=providers) as running:
+    prices = [{"provider": "mistral", "model": GPT, "input": "0.15", "output": "0.60"}]
+    prices.append({**prices[0], "model": "by-hand"})
+    with running_sidecar(agents=agents, providers=providers, prices=prices) as running:
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda what: _call(running, what), CASES))
         running.until_settled()
@@ -343,6 +380,10 @@ def _request(case: Case) -> tuple[str, dict[str, Any]]:  # noqa: PLR0911 - one f
         return MESSAGES, message(stream=stream, tools=[tool])
     if case.api == "xai":
         return "/xai/v1/chat/completions", chat(model="grok-4.3", stream=stream)
+    if case.api == "mistral":
+        return "/mistral/v1/chat/completions", chat(model="by-hand", stream=stream)
+    if case.api == "perplexity":
+        return "/perplexity/v1/chat/completions", chat(model="sonar", stream=stream)
     if case.api == "openrouter":
         fallbacks = {"models": ["openai/gpt-5.1"], "provider": {"sort": "price"}}
         asked = chat(model="openai/gpt-4o-mini", stream=stream, **fallbacks)

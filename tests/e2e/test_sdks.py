@@ -80,6 +80,29 @@ async def anthropic_async(sidecar: Sidecar, name: str, *, stream: bool) -> None:
             await read(answer)
 
 
+TOOLS: Any = [
+    {"type": "web_search_20250305", "name": "web_search", "max_uses": 3},
+    {"type": "web_fetch_20250910", "name": "web_fetch", "max_uses": 2},
+]
+
+
+def anthropic_tools(sidecar: Sidecar, name: str, *, stream: bool) -> None:
+    sidecar.sandbox.script(web_searches=2, web_fetches=1)
+    asked: Any = {"model": "claude-haiku-4-5", "messages": MESSAGES, "max_tokens": 50}
+    try:
+        client = sidecar.anthropic(name)
+        if stream:
+            with client.messages.stream(**asked, tools=TOOLS) as events:
+                answer = events.get_final_message()
+        else:
+            answer = client.messages.create(**asked, tools=TOOLS)
+    finally:
+        sidecar.sandbox.script(web_searches=0, web_fetches=0)
+    kinds = [block.type for block in answer.content]
+    assert (kinds.count("web_search_tool_result"), kinds.count("web_fetch_tool_result")) == (2, 1)
+    assert answer.usage.server_tool_use.web_search_requests == 2
+
+
 CALLS: dict[str, Callable[[Sidecar, str], None]] = {
     "langchain-openai, JSON": langchain_json,
     "langchain-openai, stream": langchain_stream,
@@ -89,6 +112,8 @@ CALLS: dict[str, Callable[[Sidecar, str], None]] = {
     "openai, JSON, async": lambda s, n: asyncio.run(openai_async(s, n, stream=False)),
     "openai, stream, async": lambda s, n: asyncio.run(openai_async(s, n, stream=True)),
     "anthropic, JSON, async": lambda s, n: asyncio.run(anthropic_async(s, n, stream=False)),
+    "anthropic, searches, JSON": lambda s, n: anthropic_tools(s, n, stream=False),
+    "anthropic, searches, stream": lambda s, n: anthropic_tools(s, n, stream=True),
     "anthropic, stream, async": lambda s, n: asyncio.run(anthropic_async(s, n, stream=True)),
 }
 
@@ -97,7 +122,7 @@ CALLS: dict[str, Callable[[Sidecar, str], None]] = {
 def sidecar() -> Iterator[Sidecar]:
     agents: dict[str, Any] = {}
     for number in range(len(CALLS)):
-        agents |= agent(f"bot{number}")
+        agents |= agent(f"bot{number}", "50.00")
     with running_sidecar(agents=agents, start=False) as running:
         running.config["providers"]["mistral"] = {
             "api": "mistral",

@@ -89,6 +89,18 @@ def gemini(sidecar: Sidecar, name: str, **script: Any) -> genai.Client:
     return client
 
 
+@pytest.mark.parametrize("texts", ["hello", ["hello", "a longer text"]], ids=["one", "two"])
+def test_embeddings_are_settled_at_the_providers_own_bill(
+    sidecar: Sidecar, bot: str, texts: Any
+) -> None:
+    config: Any = {"task_type": "RETRIEVAL_DOCUMENT", "output_dimensionality": 64}
+    gemini(sidecar, bot).models.embed_content(
+        model="gemini-embedding-001", contents=texts, config=config
+    )
+    endpoint = "embed_content" if texts == "hello" else "batch_embed_contents"
+    assert_spent_is_the_bill(sidecar, bot, f"{endpoint}_in_region")
+
+
 def claude(
     sidecar: Sidecar, name: str, region: str = "global", **script: Any
 ) -> anthropic.AnthropicVertex:
@@ -195,6 +207,7 @@ def test_hanging_up_in_the_middle_saves_nothing(sidecar: Sidecar, bot: str) -> N
     [
         f"locations/us-east5/publishers/anthropic/models/{HAIKU}:predict",
         f"locations/global/publishers/google/models/{FLASH}:predict",
+        "locations/global/publishers/google/models/text-embedding-005:predict",
         "locations/global/publishers/mistralai/models/mistral-large:rawPredict",
         "locations/global/endpoints/1:generateContent",
         "locations/global/cachedContents",

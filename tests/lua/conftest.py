@@ -51,6 +51,7 @@ class LuaFilter:
         self._drive_response = self._lua.execute(DRIVE_RESPONSE, stream)
         self._drive_request = self._lua.execute(DRIVE_REQUEST, stream)
         self.writes = 0
+        self.forwarded: list[bytes] = []
 
     def response(
         self,
@@ -60,9 +61,10 @@ class LuaFilter:
         encoding: str | None = None,
         call: dict[str, Any] | None = None,
         aborted: bool = False,
+        headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """What stands in extauthz.usage after these pieces of a response."""
-        headers = {"content-type": content_type, "content-encoding": encoding}
+        headers = {**(headers or {}), "content-type": content_type, "content-encoding": encoding}
         state = self._drive_response(
             self._to_lua({"rid": "r1"} if call is None else call),
             self._to_lua({k: v for k, v in headers.items() if v is not None}),
@@ -70,6 +72,7 @@ class LuaFilter:
             not aborted,
         )
         self.writes = int(state[b"writes"])
+        self.forwarded = list(state[b"forwarded"].values())
         return {key.decode(): value for key, value in state[b"usage"].items()}
 
     def request(self, body: bytes | None, call: dict[str, Any]) -> ForwardedRequest:

@@ -1,7 +1,7 @@
 -- A stand-in for Envoy's stream handle: as strict as Envoy about wrappers, which die at each yield.
 -- stream(call, headers, body) -> handle, state
 return function(call, headers, body)
-  local state = {usage = {}, writes = 0}
+  local state = {usage = {}, writes = 0, forwarded = {}}
   local yields = 0
 
   local function wrap(methods)
@@ -47,7 +47,9 @@ return function(call, headers, body)
       return function()
         yields = yields + 1
         local piece = coroutine.yield()
-        return piece and buffer(piece)
+        local at = #state.forwarded + 1
+        state.forwarded[at] = piece
+        return piece and buffer(piece, function(new) state.forwarded[at] = new end)
       end
     end,
   }

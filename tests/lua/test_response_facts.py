@@ -374,3 +374,22 @@ class TestReporting:
     def test_the_answer_to_a_call_that_is_not_metered_is_let_alone(self, lua_filter, call):
         body = f'{{"usage":{USAGE}}}'.encode()
         assert lua_filter.response([body], call=call) == {}
+
+
+COUNTS = {"x-amzn-bedrock-input-token-count": "12", "x-amzn-bedrock-output-token-count": "0"}
+
+
+def test_what_bedrock_has_counted_is_read_from_its_headers(lua_filter):
+    facts = lua_filter.response([b'{"generation":"hi"}'], headers=COUNTS)
+    assert facts["metrics"] == b'{"inputTokenCount":12,"outputTokenCount":0}'
+
+
+@pytest.mark.parametrize("odd", ["", "-1", "1,2", "1.5", "0x1", '1,"a":2', "9" * 16])
+def test_a_count_that_is_no_whole_number_is_none(lua_filter, odd):
+    headers = {**COUNTS, "x-amzn-bedrock-input-token-count": odd}
+    facts = lua_filter.response([b"{}"], headers=headers)
+    assert facts["metrics"] == b'{"outputTokenCount":0}'
+
+
+def test_an_answer_without_counts_has_no_metrics(lua_filter):
+    assert "metrics" not in lua_filter.response([b"{}"])

@@ -41,6 +41,18 @@ def told(usage: dict[str, Any], endpoint: str = "converse", **captured: Any) -> 
         ("/model/us.anthropic.claude-x-v2%3a0/invoke", "invoke", "us.anthropic.claude-x-v2:0"),
         ("/model/m/invoke-with-response-stream", "invoke_stream", "m"),
         ("/model/m/count-tokens", "count_tokens", "m"),
+        ("/model/us.amazon.nova-pro-v1%3A0/invoke", "invoke_nova", "us.amazon.nova-pro-v1:0"),
+        ("/model/global.amazon.nova-2-lite-v1:0/invoke-with-response-stream", "invoke_nova_stream",
+         "global.amazon.nova-2-lite-v1:0"),
+        ("/model/amazon.nova-sonic-v1:0/invoke", "invoke", "amazon.nova-sonic-v1:0"),
+        ("/model/us.meta.llama3-3-70b-instruct-v1:0/invoke", "invoke_llama",
+         "us.meta.llama3-3-70b-instruct-v1:0"),
+        ("/model/amazon.titan-text-express-v1/invoke", "invoke_titan",
+         "amazon.titan-text-express-v1"),
+        ("/model/amazon.titan-embed-text-v2:0/invoke", "invoke_embedding",
+         "amazon.titan-embed-text-v2:0"),
+        ("/model/amazon.titan-embed-text-v2:0/invoke-with-response-stream", "invoke_stream",
+         "amazon.titan-embed-text-v2:0"),
         ("/model/arn%3Aaws%3Abedrock%3Aus-east-1%3A1%3Aprompt%2Fx/converse", None, None),
         ("/model/m/async-invoke", None, None),
         ("/async-invoke", None, None),
@@ -111,7 +123,7 @@ MESSAGE = {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 9, "messages
         ({**MESSAGE, "anthropic_beta": ["context-1m-2025-08-07"]}, CLAUDE),
         ({**MESSAGE, "tools": [{"type": "web_search_20250305"}]}, CLAUDE),
         ({"prompt": "hello"}, CLAUDE),
-        (MESSAGE, "amazon.nova-micro-v1:0"),
+        (MESSAGE, "mistral.mistral-large-2402-v1:0"),
     ],
     ids=str,
 )
@@ -237,3 +249,102 @@ def test_the_key_is_the_access_key_id_of_whoever_signs():
         read_credential({"authorization": "AWS4-HMAC-SHA256 Credential=/2026"})
     with pytest.raises(CredentialError):
         read_credential({"authorization": signed, "x-api-key": "another"})
+
+
+NATIVE = {
+    "invoke_nova": {"messages": HELLO, "inferenceConfig": {"maxTokens": 9, "topK": 3},
+                    "schemaVersion": "messages-v1", "system": [{"text": "x"}]},
+    "invoke_llama": {"prompt": "hello", "max_gen_len": 9, "top_p": 1},
+    "invoke_titan": {"inputText": "hello", "textGenerationConfig": {"maxTokenCount": 9}},
+    "invoke_embedding": {"inputText": "hello", "dimensions": 256, "normalize": True},
+}  # fmt: skip
+NATIVE_CAPS = {
+    "invoke_nova": ("inferenceConfig", "maxTokens"),
+    "invoke_llama": ("max_gen_len",),
+    "invoke_titan": ("textGenerationConfig", "maxTokenCount"),
+}
+
+
+@pytest.mark.parametrize("endpoint", NATIVE)
+def test_a_models_own_body_is_bounded_by_its_bytes_and_its_cap(endpoint):
+    body = NATIVE[endpoint]
+    facts = read(body, endpoint, "m")
+    assert facts.input_tokens_max is not None
+    assert facts.input_tokens_max >= len(json.dumps(body))
+    assert facts.output_tokens_cap == (0 if endpoint == "invoke_embedding" else 9)
+    assert (facts.model, facts.media, facts.stream) == ("m", False, False)
+
+
+@pytest.mark.parametrize("endpoint", NATIVE_CAPS)
+@pytest.mark.parametrize("stands", [False, True])
+def test_a_cap_is_written_where_the_model_reads_it(endpoint, stands):
+    outer, *inner = NATIVE_CAPS[endpoint]
+    given = {key: value for key, value in NATIVE[endpoint].items() if stands or key != outer}
+    body = json.dumps(given).encode()
+    slot = BEDROCK.read_request(endpoint, Request(body, "m")).cap_slot
+    assert slot is not None
+    edit = slot.edit(7)
+    edited = json.loads(
+        body[: edit.offset] + edit.text.encode() + body[edit.offset + edit.dropped :]
+    )
+    assert edited.pop(outer) == ({**(given.get(outer) or {}), inner[0]: 7} if inner else 7)
+    assert edited == {key: value for key, value in given.items() if key != outer}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "more"),
+    [
+        ("invoke_nova", {"inferenceConfig": {"max_new_tokens": 9}}),
+        ("invoke_nova", {"inferenceConfig": {"reasoningConfig": {"type": "enabled"}}}),
+        ("invoke_nova", {"reasoningConfig": {"type": "enabled"}}),
+        ("invoke_nova", {"toolConfig": {"tools": [{"systemTool": {"name": "nova_grounding"}}]}}),
+        ("invoke_nova", {"guardrailConfig": {}}),
+        ("invoke_llama", {"max_tokens": 9}),
+        ("invoke_llama", {"max_gen_len": "9"}),
+        ("invoke_llama", {"prompt": ["hello"]}),
+        ("invoke_llama", {"Max_gen_len": 9}),
+        ("invoke_titan", {"textGenerationConfig": {"max_tokens": 9}}),
+        ("invoke_embedding", {"inputImage": "AA=="}),
+        ("invoke_embedding", {"inputText": None}),
+    ],
+    ids=str,
+)
+def test_what_a_models_own_body_may_not_hold_is_refused(endpoint, more):
+    with pytest.raises(RequestError):
+        read({**NATIVE[endpoint], **more}, endpoint, "m")
+
+
+def test_a_llama_that_sees_is_bounded_by_its_context_only():
+    facts = read({**NATIVE["invoke_llama"], "images": ["AA=="]}, "invoke_llama", "m")
+    assert (facts.input_tokens_max, facts.media) == (None, True)
+
+
+def counted(endpoint: str, metrics: Any, **captured: Any) -> UsageReport:
+    found = BEDROCK.endpoint(endpoint)
+    assert found is not None
+    given = {"metrics": json.dumps(metrics), "complete": True, **captured}
+    return found.read_usage(CapturedResponse(**given))
+
+
+def test_what_bedrock_counted_is_the_usage_of_a_models_own_body():
+    metrics = {
+        "inputTokenCount": 4, "outputTokenCount": 100, "cacheReadInputTokenCount": 2000,
+        "cacheWriteInputTokenCount": 1000, "invocationLatency": 7, "firstByteLatency": 3,
+    }  # fmt: skip
+    report = counted("invoke_nova", metrics)
+    assert report == told({**CACHED, "totalTokens": 3104})
+    forged = '{"inputTokens":0,"outputTokens":0}'  # (the body's own says no more than it may)
+    assert counted("invoke_nova_stream", metrics, usage=forged) == report
+    assert counted("invoke_embedding", {"inputTokenCount": 4}).amounts["input_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{}, {"inputTokenCount": 4}, {"outputTokenCount": 4}, [], "",
+     {"inputTokenCount": 4, "outputTokenCount": -1},
+     {"inputTokenCount": "4", "outputTokenCount": 1},
+     {"inputTokenCount": 4, "outputTokenCount": 1, "cacheReadInputTokenCount": 1.5}],
+    ids=str,
+)  # fmt: skip
+def test_counts_that_are_not_whole_are_no_usage(metrics):
+    assert counted("invoke_llama", metrics).exactness is Exactness.UNKNOWN

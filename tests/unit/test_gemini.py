@@ -180,6 +180,15 @@ def test_a_default_cap_is_written_and_nothing_else_changes(document, indent):
     assert json.loads(edited) == {**document, "generationConfig": config}
 
 
+@pytest.mark.parametrize("field", ["documentOcr", "audio_track_extraction", "somethingNew"])
+def test_an_embedding_that_lets_more_in_than_was_sent_is_refused(field):
+    config = {"taskType": "RETRIEVAL_QUERY", "outputDimensionality": 64}
+    one = {"content": {"parts": [{"text": "a"}]}, "embedContentConfig": config}
+    assert read(one, "embed_content").input_tokens_max is not None
+    with pytest.raises(RequestError):
+        read({**one, "embedContentConfig": {**config, field: True}}, "embed_content")
+
+
 def test_a_batch_of_embeddings_is_bounded_and_names_one_model():
     one = {"model": "models/gemini-embedding-001", "content": {"parts": [{"text": "a"}]}}
     facts = read({"requests": [one, one]}, "batch_embed_contents")

@@ -145,6 +145,8 @@ def test_a_chat_completion_has_every_field_and_is_billed_by_hand_computed_arithm
         "output": 77,
         "reasoning": 30,
         "media": 0,
+        "searches": 0,
+        "fetches": 0,
     }
     assert (line["agent"], line["provider"]) == ("slack-bot", "openai")
     assert line["model"] == "gpt-4o-mini-2024-07-18"

@@ -45,13 +45,19 @@ _TOOL = frozenset(("cachePoint", "toolSpec"))
 _RESULT = _MEDIA | {"json", "text"}
 
 
-def read_request(request: Request, *, stream: bool) -> RequestFacts:
+def read_request(
+    request: Request,
+    *,
+    stream: bool,
+    parameters: frozenset[str] = _PARAMETERS,
+    inference: frozenset[str] = _INFERENCE,
+) -> RequestFacts:
     """The facts of a conversation; which model, the path says."""
     assert request.path_model is not None
     body = request.body
     document = parse_object(body, lower_case=False)
-    known_fields(document, _PARAMETERS, "the request")
-    config = known_fields(document.get("inferenceConfig"), _INFERENCE, "'inferenceConfig'")
+    known_fields(document, parameters, "the request")
+    config = known_fields(document.get("inferenceConfig"), inference, "'inferenceConfig'")
     additional = document.get("additionalModelRequestFields")
     known_fields(additional, _ADDITIONAL, "'additionalModelRequestFields'")
     for tool in read_list(_object(document, "toolConfig"), "tools"):
@@ -79,8 +85,11 @@ def read_request(request: Request, *, stream: bool) -> RequestFacts:
 def read_usage(captured: CapturedResponse) -> UsageReport:
     """Root-level `usage`, of a stream that of `metadata`."""
     usage = decode_object(captured.usage)
-    if usage is None:
-        return UNKNOWN_USAGE
+    return UNKNOWN_USAGE if usage is None else report_of(usage, captured)
+
+
+def report_of(usage: dict[str, Any], captured: CapturedResponse) -> UsageReport:
+    """What a `TokenUsage` says, if the answer has come to its end."""
     amounts = extract("aws", "default", usage)
     total = usage.get("totalTokens")
     if amounts is None or (total is not None and type(total) is not int):

@@ -1,8 +1,8 @@
-"""`InvokeModel` and `InvokeModelWithResponseStream`, with a body of the model's own shape.
+"""`InvokeModel` and `InvokeModelWithResponseStream` of Anthropic's models, with their own body.
 
-Only that of Anthropic's models is known, from
-https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-anthropic-claude-messages.html;
-all others can be had by `Converse`.
+From
+https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-anthropic-claude-messages.html.
+What is neither theirs nor in `native` can be had by `Converse`.
 """
 
 from extauthz.providers.anthropic import hosted

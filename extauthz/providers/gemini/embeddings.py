@@ -18,6 +18,8 @@ from extauthz.usage import UsageReport
 _PARAMETERS = frozenset((
     "content", "embedContentConfig", "model", "outputDimensionality", "taskType", "title",
 ))  # fmt: skip
+# Not (of Vertex AI) `documentOcr` and `audioTrackExtraction`, which let more in than was sent.
+_CONFIG = frozenset(("autoTruncate", "outputDimensionality", "taskType", "title"))
 _BATCH = frozenset(("requests",))
 
 
@@ -43,6 +45,7 @@ def _facts(request: Request, parts: list[Any]) -> RequestFacts:
     for part in parts:
         fields = fields_of(part, _PARAMETERS, "the request")
         model_in_body(fields.get("model"), request.path_model)
+        fields_of(fields.get("embedContentConfig"), _CONFIG, "'embedContentConfig'")
         media |= holds_media(fields.get("content"))
     if media and len(parts) > 1:
         raise RequestError(

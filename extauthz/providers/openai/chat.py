@@ -92,6 +92,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     input_tokens = text_tokens_max(body) - (images.sent if images else 0)
     # Tokens of a prediction that the answer does not use are billed as output too.
     predicted = input_tokens if document.get("prediction") is not None else 0
+    asks = tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else ()
     return RequestFacts(
         model=model,
         stream=stream,
@@ -105,7 +106,8 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         audio=audio,
         price_contexts=price_contexts(document, dialect.tiers),
         premium=premium(document),
-        edits=tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else (),
+        edits=asks,
+        unasked_usage=bool(asks),
         cap_slot=cap_slots[0],
         other_caps=cap_slots[1:],
         thinking_tokens=thinking_tokens,

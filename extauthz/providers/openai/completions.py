@@ -40,6 +40,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     cap = read_count(document, CAP_FIELDS[0], TOKENS_MAX) or dialect.completion_tokens
     each = max(read_count(document, key, _ANSWERS_MAX) or 1 for key in ("n", "best_of"))
     input_tokens = text_tokens_max(body)
+    asks = tuple(chat.usage_edits(document, body)) if stream and dialect.asks_for_usage else ()
     return RequestFacts(
         model=model,
         stream=stream,
@@ -49,7 +50,8 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         # What is echoed may be counted again.
         extra_output_tokens=input_tokens * each if read_flag(document, "echo") else 0,
         cache_writes=True,
-        edits=tuple(chat.usage_edits(document, body)) if stream and dialect.asks_for_usage else (),
+        edits=asks,
+        unasked_usage=bool(asks),
         cap_slot=chat.slot_of_cap(document, body, CAP_FIELDS[0]),
     )
 

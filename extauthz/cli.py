@@ -34,6 +34,10 @@ _DEFAULT_CONFIG = Path("extauthz.yaml")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with 0, or with 1 and a clear text, or with 2 for a wrong usage."""
     options = _parser().parse_args(arguments)
+    if any(isinstance(word, str) and not _is_text(word) for word in vars(options).values()):
+        # (it would stand in the books for good, and no export could write it)
+        print("extauthz: an argument is no UTF-8: write it in UTF-8", file=sys.stderr)
+        sys.exit(2)
     try:
         options.run(options)
     except OperatorError as error:
@@ -41,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_text(word: str) -> bool:
+    """Whether all bytes of an argument were UTF-8: Python shows others as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,6 +31,9 @@ from extauthz.service.rules import Clock, system_clock
 from extauthz.store.base import StoreError, StoreUnavailableError
 from extauthz.store.redis import RedisStore
 
+INSTANT_MS_MAX = 253_370_764_800_000
+"""The year 9999 begins: what comes after it has no date in every time zone."""
+
 _COMMAND_TIMEOUT_S = 5.0
 _TRIES = 3
 
@@ -188,6 +191,8 @@ def until_of(text: str | None, at_ms: int) -> int | None:
     end_ms = int(end.timestamp() * 1000)
     if end_ms <= at_ms:
         raise CommandError(f"--until {text}: that is over")
+    if end_ms > INSTANT_MS_MAX:
+        raise CommandError(f"--until {text}: leave it out, for what has no end")
     return end_ms
 
 

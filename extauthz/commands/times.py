@@ -4,7 +4,7 @@ import re
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from extauthz.commands.desk import CommandError
+from extauthz.commands.desk import INSTANT_MS_MAX, CommandError
 
 _AGO = re.compile(r"(\d{1,6})([smhdw])")
 _UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
@@ -35,7 +35,7 @@ def instant_of(option: str, text: str, zone: ZoneInfo, now_ms: int) -> int:
         CommandError: the text is none of these.
     """
     if ago := _AGO.fullmatch(text):
-        return now_ms - int(ago[1]) * _UNIT_MS[ago[2]]
+        return max(0, now_ms - int(ago[1]) * _UNIT_MS[ago[2]])
     try:
         if _DATE.fullmatch(text):
             days = 1 if option == "--until" else 0
@@ -43,12 +43,15 @@ def instant_of(option: str, text: str, zone: ZoneInfo, now_ms: int) -> int:
         else:
             at = datetime.fromisoformat(text)
             at = at if at.tzinfo else at.replace(tzinfo=zone)
-        return int(at.timestamp() * 1000)
+        at_ms = int(at.timestamp() * 1000)
     except (ValueError, OverflowError):
+        at_ms = -1
+    if not 0 <= at_ms <= INSTANT_MS_MAX:
         raise CommandError(
             f"{option} {text}: write how long ago (30m, 24h, 7d), a date (2026-11-23) or a time "
             "(2026-11-23T08:00+01:00)"
-        ) from None
+        )
+    return at_ms
 
 
 def local(at_ms: int, zone: ZoneInfo) -> str:

@@ -16,7 +16,7 @@ from extauthz.ledger import (
     State,
 )
 from extauthz.money import format_usd
-from extauthz.policies import Policies, Unit
+from extauthz.policies import Budget, Policies, Unit
 from extauthz.server.archives import archives_of, expect_books
 from extauthz.server.data_dir import DataDir
 from extauthz.server.in_force import as_recorded
@@ -108,7 +108,11 @@ def _settled(adjustment: Adjustment, stored: StoredReservation) -> Ending:
 def _charges(
     policies: Policies, org: str, stored: StoredReservation, adjustment: Adjustment
 ) -> tuple[Charge, ...]:
-    budgets = (*policies.budgets, *(one.budget for one in policies.outgoing))
+    budgets = (
+        *policies.budgets,
+        *(one.budget for one in policies.outgoing),
+        *_budgets_of_made(policies, stored),
+    )
     units = {budget.id: budget.unit for budget in budgets if budget.org == org}
     charges = []
     for at, (key, forget_at_ms) in enumerate(stored.counters):
@@ -133,6 +137,14 @@ def _charges(
                 amount = 0  # calls in flight
         charges.append(Charge(key, amount, forget_at_ms))
     return tuple(charges)
+
+
+def _budgets_of_made(policies: Policies, stored: StoredReservation) -> tuple[Budget, ...]:
+    """Those of an agent that was made on first sight, which the config does not name."""
+    name = json.loads(stored.particulars or "{}").get("agent")
+    if policies.template is None or not isinstance(name, str):
+        return ()
+    return policies.template.named(name).budgets
 
 
 def _particulars(stored: StoredReservation, adjustment: Adjustment) -> str:

@@ -11,6 +11,7 @@ from extauthz.config import Config, policies_of
 from extauthz.ledger import Standing
 from extauthz.server.archives import archives_of
 from extauthz.server.data_dir import DataDir
+from extauthz.server.in_force import as_recorded
 from extauthz.server.store_url import store_url
 from extauthz.store.base import LedgerStore, StoreError
 from extauthz.store.redis import RedisStore
@@ -45,22 +46,30 @@ async def verify_books(config: Config, org: str | None) -> list[OrgVerified]:
     """Prove the archive of one org, or of all that have one or are configured.
 
     Raises:
-        ArchiveError: the key cannot be read.
+        ArchiveError: the key cannot be read, or nobody knows of this org.
+        InForceError: what orgs there were cannot be read.
         StoreError: `store.url` is none.
     """
     archive_of = archives_of(config)
     store = RedisStore.from_url(store_url(config), command_timeout_s=_COMMAND_TIMEOUT_S)
     try:
-        orgs = [org] if org else _orgs(config)
+        known = _orgs(config)
+        if org and org not in known:
+            raise ArchiveError(
+                f"--org {org}: no books of it are known here; those that are: {', '.join(known)}"
+            )
+        orgs = [org] if org else known
         return [await _verify_org(one, archive_of, store) for one in orgs]
     finally:
         await store.close()
 
 
 def _orgs(config: Config) -> list[str]:
-    directory = DataDir(config.data_dir).books
+    data_dir = DataDir(config.data_dir)
+    policies = as_recorded(data_dir.in_force, policies_of(config))
+    directory = data_dir.books
     archived = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted({*policies_of(config).all_orgs, *archived})
+    return sorted({*policies.all_orgs, *archived})
 
 
 async def _verify_org(

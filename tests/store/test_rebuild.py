@@ -17,11 +17,14 @@ from servers import Server
 from extauthz.archive import Archive, ArchiveDirectory, ArchiveWriter, Chain, verify
 from extauthz.commands.audit import rebuild_orgs
 from extauthz.ledger import (
+    KEYS_MAX,
     Change,
     Charge,
     Hold,
+    Key,
     Outcome,
     Override,
+    Overrides,
     Reserve,
     Row,
     RowOutcome,
@@ -237,6 +240,16 @@ async def test_keys_are_there_again_and_a_revoked_one_is_not(books: Books) -> No
 
     assert before.keys() == {kept}
     assert (await books.store.overrides(books.org, now_ms())).keys == before
+
+
+async def test_as_many_keys_as_an_org_may_have_are_put_back_in_one_step(books: Books) -> None:
+    bookkeeping = books.store.bookkeeping
+    assert await bookkeeping.close(books.org, 0)
+    many = {f"sha256:{n:064x}": Key("agent:bot", now_ms()) for n in range(KEYS_MAX)}
+
+    await bookkeeping.restore_overrides(books.org, Overrides(keys=many))
+
+    assert (await books.store.overrides(books.org, now_ms())).keys == many
 
 
 async def test_a_store_that_has_everything_is_left_alone(books: Books) -> None:

@@ -1,12 +1,13 @@
 """An operator's correction goes the way of every settlement, and contradicts none."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from service_rules import DOLLAR, agent, budget, rules
 
 from extauthz.ledger import Balance, Hold, Outcome, Release, Reserve
-from extauthz.policies import Unit
+from extauthz.policies import Template, Unit
 from extauthz.server.adjust import AdjustError, Adjustment, adjusted
 from extauthz.store.base import counter_key
 from extauthz.store.memory import MemoryStore
@@ -29,13 +30,17 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def reserved(store: MemoryStore, *, lease_ms: int = -1, keys: tuple[str, ...] = KEYS) -> None:
+async def reserved(
+    store: MemoryStore, *, lease_ms: int = -1, keys: tuple[str, ...] = KEYS, particulars: str = ""
+) -> None:
     at_ms = now_ms()
     holds = tuple(
         Hold(key, amount, 10**12, at_ms + HORIZON_MS, transient=key.endswith("in_flight:total"))
         for key, amount in zip(keys, AMOUNTS, strict=False)
     )
-    await store.reserve(Reserve("call", "default", at_ms, at_ms + lease_ms, holds))
+    await store.reserve(
+        Reserve("call", "default", at_ms, at_ms + lease_ms, holds, particulars=particulars)
+    )
 
 
 async def spent(store: MemoryStore) -> list[int]:
@@ -111,3 +116,13 @@ async def test_a_counter_of_an_unknown_unit_is_not_guessed_at() -> None:
 
     with pytest.raises(AdjustError, match="agent/gone/day/usd"):
         await adjusted(store, POLICIES, to(3))
+
+
+async def test_a_call_of_an_agent_that_was_made_on_first_sight_is_adjusted_too() -> None:
+    made = replace(POLICIES, agents={}, budgets=(), template=Template(POLICIES.agents["bot"], 5))
+    store = MemoryStore()
+    await reserved(store, particulars='{"agent":"bot"}')
+    await store.expire("default", now_ms(), HORIZON_MS, 10)
+
+    assert (await adjusted(store, made, to(3))).outcome is Outcome.LATE
+    assert await spent(store) == [3 * DOLLAR, 500, 1, 0]

@@ -13,6 +13,7 @@
 
 local id, forget_at_ms, reservation, unconfirmed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local ARGS_BEFORE = 4
+local WORDS_AT_ONCE = 1000 -- (even; Lua passes about 8,000 values to a function)
 local words = #ARGV - ARGS_BEFORE
 assert(words == 1 or (words >= 0 and words % 2 == 0), 'a text, or fields and values')
 
@@ -23,7 +24,10 @@ redis.call('DEL', KEYS[FIRST_COUNTER])
 if words == 1 then
   redis.call('SET', KEYS[FIRST_COUNTER], ARGV[ARGS_BEFORE + 1])
 elseif words > 1 then
-  redis.call('HSET', KEYS[FIRST_COUNTER], unpack(ARGV, ARGS_BEFORE + 1))
+  for first = ARGS_BEFORE + 1, #ARGV, WORDS_AT_ONCE do
+    local last = math.min(first + WORDS_AT_ONCE - 1, #ARGV)
+    redis.call('HSET', KEYS[FIRST_COUNTER], unpack(ARGV, first, last))
+  end
 end
 if forget_at_ms ~= '' then
   redis.call('PEXPIREAT', KEYS[FIRST_COUNTER], forget_at_ms)

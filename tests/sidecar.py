@@ -125,7 +125,8 @@ class Sidecar:
 
     def log_lines(self, event: str) -> list[dict[str, Any]]:
         """The structured log lines of one kind, `decision` or `settlement`."""
-        lines = (json.loads(line) for line in self.output.splitlines() if line.startswith("{"))
+        whole = self.output.rpartition("\n")[0]  # (the last line may be half written)
+        lines = (json.loads(line) for line in whole.splitlines() if line.startswith("{"))
         return [line for line in lines if line.get("event") == event]
 
     def write_config(self) -> None:

@@ -144,7 +144,8 @@ def fuzz_entry(data: bytes) -> None:
     read = read_lines(data.split(b"\n"))
     assert read.unreadable <= data.count(b"\n") + 1
     api, *parts = data.decode(errors="replace").split("\x1f")
-    fields = dict(zip(("usage", "usage_start", "model", "service_tier"), parts, strict=False))
+    names = ("usage", "usage_start", "model", "service_tier", "metrics")
+    fields = dict(zip(names, parts, strict=False))
     _must_be_amounts(api, CapturedResponse(complete=True, **fields))
 
 

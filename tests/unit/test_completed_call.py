@@ -81,7 +81,9 @@ def test_an_open_stream_is_renewed_whatever_it_has_told():
     st.booleans(),
     st.booleans(),
     st.booleans(),
-    st.sampled_from([CapturedResponse(usage="{}"), CapturedResponse(usage_start="{}")]),
+    st.sampled_from(
+        [CapturedResponse(**{name: "{}"}) for name in ("usage", "usage_start", "metrics")]
+    ),
 )
 def test_what_has_usage_is_never_free(status, via_upstream, left, refused, captured):
     call = replace(

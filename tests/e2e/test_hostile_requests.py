@@ -182,6 +182,17 @@ def test_it_is_refused_by_name_or_is_what_it_is_billed_as(
     assert len(answer.error["message"]) > 40, "it says what to do"
 
 
+@pytest.mark.parametrize("name", ["application/grpc", "Application/GRPC", "application/grpc+json"])
+def test_what_calls_itself_grpc_is_refused_and_not_by_a_200(sidecar: Sidecar, name: str) -> None:
+    left_before = len(sidecar.sandbox.requests())
+
+    for path in (CHAT, "/openai/v1/moderations", "/nowhere"):
+        answer = send(sidecar, BODY, headers_of("bot") | {"content-type": name}, path=path)
+
+        assert (answer.status, answer.reason) == (415, "unparseable_body")
+    assert len(sidecar.sandbox.requests()) == left_before
+
+
 def lines_billed(sidecar: Sidecar) -> int:
     return len(sidecar.sandbox.bill()["lines"])
 

@@ -109,7 +109,9 @@ class Authorizer:
         self, call: CallAttributes, route: Route | FixedPrice, verdict: Verdict
     ) -> Agent:
         """Phase 2: who asks, by nothing that the client could make up."""
-        evidence = Evidence(call.headers, call.payloads, call.principal)
+        evidence = Evidence(
+            call.headers, call.payloads, call.principal, call.certificate_ends_at_ms
+        )
         caller = await self.identifier.identify(evidence, anew=_is_free(route))
         verdict.agent = agent = caller.agent
         verdict.key_hash, verdict.is_stored_key = caller.key_hash, caller.is_stored

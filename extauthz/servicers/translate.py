@@ -19,6 +19,7 @@ from extauthz.service.call_record import CallRecord
 from extauthz.service.completed_call import CompletedCall
 from extauthz.service.lines import tightest
 from extauthz.service.verdict import CallAttributes, Verdict
+from extauthz.servicers.certificates import ends_at_ms
 
 CHECK_NAMESPACE = "envoy.filters.http.ext_authz"
 USAGE_NAMESPACE = "extauthz.usage"
@@ -55,6 +56,9 @@ def call_attributes(request: ext_authz_pb2.CheckRequest) -> CallAttributes:
         request_id=http.headers.get("x-request-id", ""),
         payloads=_payloads(attributes.metadata_context.filter_metadata.get(JWT_NAMESPACE)),
         principal=attributes.source.principal,
+        certificate_ends_at_ms=ends_at_ms(
+            attributes.source.certificate, attributes.source.principal
+        ),
         is_whole=http.headers.get(PARTIAL_BODY) != "true",
     )
 

@@ -416,6 +416,18 @@ def test_an_agents_certificate_is_demanded_of_everybody(both: EnvoySettings) -> 
     assert "validation_context_sds_secret_config" in context["common_tls_context"]
 
 
+def test_a_connection_that_a_certificate_has_opened_ends_so_that_its_ca_is_asked_for_anew(
+    both: EnvoySettings,
+) -> None:
+    secrets = ClientCertificates(Path("/run/secrets"))
+
+    certified = manager_of(yaml.safe_load(render(replace(both, client_certificates=secrets))))
+    without = manager_of(yaml.safe_load(render(both)))
+
+    assert certified["common_http_protocol_options"]["max_connection_duration"] == "600s"
+    assert "max_connection_duration" not in without["common_http_protocol_options"]
+
+
 @pytest.mark.parametrize(
     "fields", [{"audiences": ()}, {"jwks_url": ""}, {"jwks_file": Path("/run/jwks.json")}]
 )

@@ -135,6 +135,20 @@ async def test_the_first_way_that_finds_somebody_counts(identity: tuple[object, 
         assert by_key.agent.name == "bot"
 
 
+async def test_a_certificate_that_has_ended_since_its_connection_was_made_is_refused():
+    desk = desk_with(CERTIFICATE, StaticRule("bot"))
+
+    def shown(ends_at_ms: int):
+        principal = "spiffe://test/bot"
+        return call(headers={}, principal=principal, certificate_ends_at_ms=ends_at_ms)
+
+    holds = await desk.authorizer.authorize(shown(desk.clock()))
+    ended = await desk.authorizer.authorize(shown(desk.clock() - 1))
+
+    assert holds.decision is Decision.ALLOW
+    assert said(ended) == UNKNOWN, "and does not come in by what stands behind it"
+
+
 async def test_agents_are_made_up_to_their_number_each_with_a_budget_of_its_own():
     template = Template(agent(replace(budget(2), name=""), name=""), 2)
     desk = desk_with(TOKEN, template=template)

@@ -40,7 +40,8 @@ _CONNECTION_IDLE_TIMEOUT = timedelta(minutes=10)
 _CERTIFIED_CONNECTION_MAX = timedelta(minutes=10)
 """Envoy verifies a certificate when the connection is made: within this time, one of a CA that was
 replaced is asked for anew. Calls under way are ended first."""
-_STREAMS_MAX = 256
+_STREAMS_MAX = 100
+"""Of one connection: the least that RFC 9113 (6.5.2) recommends. A client lets more wait."""
 _KIB = 1024
 _NOBODY = CidrRange(address_prefix="192.0.2.255", prefix_len=32)
 """An address of TEST-NET-1 (RFC 5737): no peer has it. An empty list would mean Envoy's default,
@@ -60,7 +61,7 @@ def http_connection_manager(
             max_concurrent_streams=_STREAMS_MAX,
             # What one connection can have under way that no filter has asked for yet.
             initial_stream_window_size=1024 * _KIB,
-            initial_connection_window_size=16 * 1024 * _KIB,
+            initial_connection_window_size=2 * 1024 * _KIB,
         ),
         common_http_protocol_options=HttpProtocolOptions(
             idle_timeout=_CONNECTION_IDLE_TIMEOUT,

@@ -50,6 +50,9 @@ _MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 """Above a body of 32 MiB with its headers, and above any backlog that Envoy sends at once: at
 Python's default of 4 MiB a backlog of 5.2 MB vanished whole (see docs/envoy.md)."""
 
+_PENDING_MAX = 20_000
+"""Checks that wait for their turn: twice of what Envoy sends at once."""
+
 _GRACE_SECONDS = 5.0
 
 _COLLECT_AFTER = 20_000
@@ -101,7 +104,12 @@ class Service:
         self._metrics.primary_changes.set_function(lambda: self._store.primary_changes)
         self._metrics.spool_depth.set_function(lambda: self._spool.depth)
         self._sink = AccessLogServicer(
-            settler, reserving.open_calls, self._abandoned, self._spool, self._observer
+            settler,
+            reserving.open_calls,
+            self._abandoned,
+            self._spool,
+            self._observer,
+            authorizer.uploads.end,
         )
         self._follower = LogFollower(
             LogFiles(self._data_dir.access_log),
@@ -224,6 +232,9 @@ class Service:
             options=[
                 ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
                 ("grpc.so_reuseport", 0),
+                # Beyond its own bound (1,000) gRPC refuses whoever comes next, and that is a 503.
+                ("grpc.server.max_pending_requests", _PENDING_MAX),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_MAX),
             ]
         )
         health = HealthServicer()

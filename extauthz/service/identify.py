@@ -24,7 +24,7 @@ from extauthz.identity import (
 from extauthz.policies import Agent
 from extauthz.reasons import Reason
 from extauthz.service.denied import Denied
-from extauthz.service.key_ring import KeyRing
+from extauthz.service.key_ring import KeyRing, TooManyStrangersError
 from extauthz.service.rules import Clock, Rules
 from extauthz.store.base import StoreError
 
@@ -122,6 +122,12 @@ class Identifier:
         (org,) = self._rules.policies.orgs
         try:
             key = await self._keys.find(org, key_hash, anew=anew)
+        except TooManyStrangersError:
+            raise Denied(
+                Reason.UNKNOWN_AGENT,
+                429,
+                "too many virtual keys that were never seen are being asked about: try again",
+            ) from None
         except StoreError as error:
             raise Denied(
                 Reason.STORE_UNAVAILABLE,

@@ -151,7 +151,9 @@ def _retry_headers(verdict: Verdict, line: Line | None, now_ms: int) -> list[tup
             ("x-should-retry", "false"),
             *([("retry-after", str(reset))] if reset is not None else []),
         ]
-    if verdict.reason in (Reason.BUDGET_HELD, Reason.TOO_MANY_IN_FLIGHT) or verdict.status == 503:
+    is_stranger = verdict.reason is Reason.UNKNOWN_AGENT and verdict.status == 429
+    is_held = verdict.reason in (Reason.BUDGET_HELD, Reason.TOO_MANY_IN_FLIGHT)
+    if is_held or is_stranger or verdict.status == 503:
         seconds = random.uniform(*_HELD_RETRY_SECONDS)  # noqa: S311 - jitter, not a secret
         return [("x-should-retry", "true"), ("retry-after", str(math.ceil(seconds)))]
     return [("x-should-retry", "false")]

@@ -128,10 +128,12 @@ def test_what_a_slow_client_can_hold_is_bounded(rendered):
     assert manager["request_headers_timeout"] == "10s"
     assert manager["request_timeout"] == "120s"
     assert manager["common_http_protocol_options"]["idle_timeout"] == "600s"
-    assert manager["http2_protocol_options"]["max_concurrent_streams"] == 256
+    assert manager["http2_protocol_options"]["max_concurrent_streams"] == 100
     overload = rendered["overload_manager"]
     assert {action["name"].rpartition(".")[2] for action in overload["actions"]} == {
         "shrink_heap",
+        "reduce_timeouts",
+        "reset_high_memory_stream",
         "disable_http_keepalive",
         "stop_accepting_requests",
     }

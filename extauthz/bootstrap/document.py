@@ -9,9 +9,14 @@ from envoy_data_plane.envoy.config.bootstrap.v3 import (
 )
 from envoy_data_plane.envoy.config.core.v3 import Address, Node, Pipe
 from envoy_data_plane.envoy.config.overload.v3 import (
+    BufferFactoryConfig,
     OverloadAction,
     OverloadManager,
     ResourceMonitor,
+    ScaledTrigger,
+    ScaleTimersOverloadActionConfig,
+    ScaleTimersOverloadActionConfigScaleTimer,
+    ScaleTimersOverloadActionConfigTimerType,
     ThresholdTrigger,
     Trigger,
 )
@@ -33,6 +38,8 @@ from extauthz.bootstrap.settings import EnvoySettings
 from extauthz.bootstrap.upstreams import provider_cluster, secret, token_clusters
 
 _HEAP = "envoy.resource_monitors.fixed_heap"
+_LEAST_TRACKED_POWER = 13
+"""Streams that hold 2^13 bytes and more can be reset: in eight classes, the largest first."""
 
 
 def document(settings: EnvoySettings) -> str:
@@ -70,7 +77,11 @@ def bootstrap(settings: EnvoySettings) -> Bootstrap:
 
 
 def _overload_manager(settings: EnvoySettings) -> OverloadManager:
-    """Near the end of its memory Envoy refuses new calls (503), so that those under way end."""
+    """What Envoy does near the end of its memory, so that nobody's idle streams keep it there.
+
+    First who says nothing is hung up on sooner, then the streams that hold most are reset, and only
+    at the last are new calls refused (503).
+    """
     return OverloadManager(
         refresh_interval=timedelta(milliseconds=250),
         resource_monitors=[
@@ -82,9 +93,45 @@ def _overload_manager(settings: EnvoySettings) -> OverloadManager:
         ],
         actions=[
             _above("envoy.overload_actions.shrink_heap", 0.8),
+            _between("envoy.overload_actions.reduce_timeouts", 0.7, 0.85, _shorter_timeouts()),
+            _between("envoy.overload_actions.reset_high_memory_stream", 0.8, 0.95),
             _above("envoy.overload_actions.disable_http_keepalive", 0.9),
             _above("envoy.overload_actions.stop_accepting_requests", 0.95),
         ],
+        buffer_factory_config=BufferFactoryConfig(
+            minimum_account_to_track_power_of_two=_LEAST_TRACKED_POWER
+        ),
+    )
+
+
+def _shorter_timeouts() -> ScaleTimersOverloadActionConfig:
+    """A stream that waits for its provider is silent too, and charged if cut: it has longer."""
+    least = {
+        ScaleTimersOverloadActionConfigTimerType.HTTP_DOWNSTREAM_CONNECTION_IDLE: 2,
+        ScaleTimersOverloadActionConfigTimerType.TRANSPORT_SOCKET_CONNECT: 2,
+        ScaleTimersOverloadActionConfigTimerType.HTTP_DOWNSTREAM_STREAM_IDLE: 60,
+    }
+    return ScaleTimersOverloadActionConfig(
+        timer_scale_factors=[
+            ScaleTimersOverloadActionConfigScaleTimer(
+                timer=timer, min_timeout=timedelta(seconds=seconds)
+            )
+            for timer, seconds in least.items()
+        ]
+    )
+
+
+def _between(
+    action: str,
+    begins: float,
+    is_full: float,
+    config: ScaleTimersOverloadActionConfig | None = None,
+) -> OverloadAction:
+    scaled = ScaledTrigger(scaling_threshold=begins, saturation_threshold=is_full)
+    return OverloadAction(
+        name=action,
+        triggers=[Trigger(name=_HEAP, scaled=scaled)],
+        typed_config=None if config is None else Any.pack(config),
     )
 
 

@@ -518,7 +518,17 @@ function envoy_on_request(handle)
     '{"error":{"type":"internal_error","message":"the body is not the one that was authorized"}}')
 end
 
+-- What calls itself gRPC is refused by a route of its own. Envoy makes each refusal of such a request
+-- a 200 without a body, which a client could take for an answer.
+local function refuse_grpc(handle)
+  local headers = handle:headers()
+  if not headers:get("grpc-status") or handle:streamInfo():routeName() ~= "no_grpc" then return end
+  headers:replace(":status", "415")
+  headers:remove("grpc-status")
+end
+
 function envoy_on_response(handle)
+  refuse_grpc(handle)
   local call = metered_call(handle)
   if not call then return end
   local unasked = call.unasked_usage

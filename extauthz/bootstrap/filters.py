@@ -57,8 +57,8 @@ IDENTITY_FIRST = "extauthz.identity_first"
 """Asks Check who calls, by the headers alone, before a large body is buffered."""
 
 LENGTH_KEY = "length"
-_LARGE = "unknown|[0-9]{6,}"
-"""What `LENGTH_KEY` is for a body of 100 kB or more, or of a length that nobody says."""
+_LARGE = "unknown|[0-9]{5,}"
+"""What `LENGTH_KEY` is for a body of 10 kB or more, or of a length that nobody says."""
 
 CHECK_CLUSTER = "check"
 

@@ -21,7 +21,7 @@ from envoy_data_plane.google.protobuf import Any, Struct
 
 from extauthz.bootstrap.filters import CALL_NAMESPACE, REQUEST_ID_KEY
 from extauthz.bootstrap.headers import overwrite
-from extauthz.bootstrap.routes import OTHER_HOST
+from extauthz.bootstrap.routes import NO_GRPC, OTHER_HOST
 from extauthz.bootstrap.settings import EnvoySettings
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Adapter, Refusal
@@ -112,6 +112,14 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         message="The request's host is not the one that its TLS connection was made for, so nobody "
         "can tell which provider it is meant for. Use a connection for each host name.",
         reason=Reason.UNKNOWN_ROUTE,
+        headers={"x-should-retry": "false"},
+    )
+    yield _Reply(
+        when=f'xds.route_name == "{NO_GRPC}"',
+        status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        message="No provider's API is gRPC here, so a request that calls itself gRPC by its "
+        "content-type is not passed on. Send 'application/json'.",
+        reason=Reason.UNPARSEABLE_BODY,
         headers={"x-should-retry": "false"},
     )
     known = ", ".join(f"/{provider.name}/" for provider in settings.providers)

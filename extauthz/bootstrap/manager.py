@@ -37,7 +37,11 @@ from extauthz.bootstrap.settings import EnvoySettings
 _REQUEST_HEADERS_TIMEOUT = timedelta(seconds=10)
 _REQUEST_TIMEOUT = timedelta(minutes=2)  # for 32 MiB that are 2.3 Mbit/s, and what Check takes
 _CONNECTION_IDLE_TIMEOUT = timedelta(minutes=10)
-_STREAMS_MAX = 256
+_CERTIFIED_CONNECTION_MAX = timedelta(minutes=10)
+"""Envoy verifies a certificate when the connection is made: within this time, one of a CA that was
+replaced is asked for anew. Calls under way are ended first."""
+_STREAMS_MAX = 100
+"""Of one connection: the least that RFC 9113 (6.5.2) recommends. A client lets more wait."""
 _KIB = 1024
 _NOBODY = CidrRange(address_prefix="192.0.2.255", prefix_len=32)
 """An address of TEST-NET-1 (RFC 5737): no peer has it. An empty list would mean Envoy's default,
@@ -57,10 +61,13 @@ def http_connection_manager(
             max_concurrent_streams=_STREAMS_MAX,
             # What one connection can have under way that no filter has asked for yet.
             initial_stream_window_size=1024 * _KIB,
-            initial_connection_window_size=16 * 1024 * _KIB,
+            initial_connection_window_size=2 * 1024 * _KIB,
         ),
         common_http_protocol_options=HttpProtocolOptions(
             idle_timeout=_CONNECTION_IDLE_TIMEOUT,
+            max_connection_duration=(
+                _CERTIFIED_CONNECTION_MAX if settings.client_certificates else None
+            ),
             max_headers_count=settings.max_headers,
             # A server behind a gateway may read `x_api_key` as `x-api-key`. Dropped, not refused:
             # Check and the provider both see the request without it, and no SDK breaks.

@@ -1,5 +1,6 @@
 """Routes: `/<provider>/...`, or its host name, goes to that provider; all else goes nowhere."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation
@@ -11,6 +12,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
 )
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
+    HeaderMatcher,
     RetryPolicy,
     Route,
     RouteAction,
@@ -27,6 +29,7 @@ from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
     HeaderMutationPerRoute,
     Mutations,
 )
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.google.protobuf import Any
 
 from extauthz.bootstrap.filters import EXT_AUTHZ, IDENTITY_FIRST, KEY_FROM_QUERY
@@ -35,6 +38,8 @@ from extauthz.bootstrap.settings import EnvoySettings, ProviderSettings
 UNKNOWN_ROUTE = "unknown_route"
 OTHER_HOST = "other_host"
 """Of a request whose host is not that of its TLS: domain fronting, or a mistake."""
+NO_GRPC = "no_grpc"
+"""Of a request that calls itself gRPC: no API here is, and Envoy would treat it as such."""
 
 
 def provider_routes(settings: EnvoySettings) -> RouteConfiguration:
@@ -46,6 +51,7 @@ def provider_routes(settings: EnvoySettings) -> RouteConfiguration:
                 name="providers",
                 domains=["*"],
                 routes=[
+                    _no_grpc(),
                     # With its slash: `/openai` and `/openaix` are not this provider.
                     *(
                         _provider(settings, provider, f"/{provider.name}")
@@ -72,7 +78,7 @@ def host_routes(
             VirtualHost(
                 name=host,
                 domains=[host, f"{host}:443"],
-                routes=[_provider(settings, provider, prefix), _unknown_route()],
+                routes=[_no_grpc(), _provider(settings, provider, prefix), _unknown_route()],
             ),
             VirtualHost(name=OTHER_HOST, domains=["*"], routes=[_other_host()]),
         ],
@@ -144,10 +150,16 @@ def _other_host() -> Route:
     return _nowhere(OTHER_HOST, 421)
 
 
-def _nowhere(name: str, status: int) -> Route:
+def _no_grpc() -> Route:
+    """Envoy answers such a request with 200, whatever it is told to: Lua sets that right."""
+    is_grpc = StringMatcher(prefix="application/grpc", ignore_case=True)
+    return _nowhere(NO_GRPC, 415, [HeaderMatcher(name="content-type", string_match=is_grpc)])
+
+
+def _nowhere(name: str, status: int, headers: Sequence[HeaderMatcher] = ()) -> Route:
     return Route(
         name=name,
-        match=RouteMatch(prefix="/"),
+        match=RouteMatch(prefix="/", headers=[*headers]),
         direct_response=DirectResponseAction(status=status),
         typed_per_filter_config={
             name: Any.pack(ExtAuthzPerRoute(disabled=True)) for name in (EXT_AUTHZ, IDENTITY_FIRST)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65xtauthz/pb/ext_authz.proto\x12\x15\x65nvoy.service.auth.v3\x1a\x1cgoogle/protobuf/struct.proto\"K\n\x0c\x43heckRequest\x12;\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContext\"\xa8\x01\n\x08Metadata\x12L\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x33.envoy.service.auth.v3.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\xa9\x05\n\x10\x41ttributeContext\x12<\n\x06source\x18\x01 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.Peer\x12@\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.Request\x12Z\n\x12\x63ontext_extensions\x18\n \x03(\x0b\x32>.envoy.service.auth.v3.AttributeContext.ContextExtensionsEntry\x12\x39\n\x10metadata_context\x18\x0b \x01(\x0b\x32\x1f.envoy.service.auth.v3.Metadata\x1a\x19\n\x04Peer\x12\x11\n\tprincipal\x18\x04 \x01(\t\x1a\xda\x01\n\x0bHttpRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12Q\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\t \x01(\x03\x12\x10\n\x08raw_body\x18\x0c \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aL\n\x07Request\x12\x41\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequest\x1a\x38\n\x16\x43ontextExtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x9a\x02\n\x11HeaderValueOption\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32\".envoy.service.auth.v3.HeaderValue\x12R\n\rappend_action\x18\x03 \x01(\x0e\x32;.envoy.service.auth.v3.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x90\x01\n\x12\x44\x65niedHttpResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatus\x12\x39\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"[\n\x0eOkHttpResponse\x12I\n\x17response_headers_to_add\x18\x06 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\"*\n\tRpcStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x89\x02\n\rCheckResponse\x12\x30\n\x06status\x18\x01 \x01(\x0b\x32 .envoy.service.auth.v3.RpcStatus\x12\x44\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00\x12<\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x0f\n\rhttp_responseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65xtauthz/pb/ext_authz.proto\x12\x15\x65nvoy.service.auth.v3\x1a\x1cgoogle/protobuf/struct.proto\"K\n\x0c\x43heckRequest\x12;\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContext\"\xa8\x01\n\x08Metadata\x12L\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x33.envoy.service.auth.v3.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\xbe\x05\n\x10\x41ttributeContext\x12<\n\x06source\x18\x01 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.Peer\x12@\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.Request\x12Z\n\x12\x63ontext_extensions\x18\n \x03(\x0b\x32>.envoy.service.auth.v3.AttributeContext.ContextExtensionsEntry\x12\x39\n\x10metadata_context\x18\x0b \x01(\x0b\x32\x1f.envoy.service.auth.v3.Metadata\x1a.\n\x04Peer\x12\x11\n\tprincipal\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\t\x1a\xda\x01\n\x0bHttpRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12Q\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\t \x01(\x03\x12\x10\n\x08raw_body\x18\x0c \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aL\n\x07Request\x12\x41\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequest\x1a\x38\n\x16\x43ontextExtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x9a\x02\n\x11HeaderValueOption\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32\".envoy.service.auth.v3.HeaderValue\x12R\n\rappend_action\x18\x03 \x01(\x0e\x32;.envoy.service.auth.v3.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x90\x01\n\x12\x44\x65niedHttpResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatus\x12\x39\n\x07headers\x18\x02 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"[\n\x0eOkHttpResponse\x12I\n\x17response_headers_to_add\x18\x06 \x03(\x0b\x32(.envoy.service.auth.v3.HeaderValueOption\"*\n\tRpcStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x89\x02\n\rCheckResponse\x12\x30\n\x06status\x18\x01 \x01(\x0b\x32 .envoy.service.auth.v3.RpcStatus\x12\x44\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00\x12<\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00\x12\x31\n\x10\x64ynamic_metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.StructB\x0f\n\rhttp_responseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,31 +45,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=252
   _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=330
   _globals['_ATTRIBUTECONTEXT']._serialized_start=333
-  _globals['_ATTRIBUTECONTEXT']._serialized_end=1014
+  _globals['_ATTRIBUTECONTEXT']._serialized_end=1035
   _globals['_ATTRIBUTECONTEXT_PEER']._serialized_start=632
-  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_end=657
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=660
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=878
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=832
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=878
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=880
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=956
-  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_start=958
-  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_end=1014
-  _globals['_HEADERVALUE']._serialized_start=1016
-  _globals['_HEADERVALUE']._serialized_end=1057
-  _globals['_HEADERVALUEOPTION']._serialized_start=1060
-  _globals['_HEADERVALUEOPTION']._serialized_end=1342
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=1217
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=1342
-  _globals['_HTTPSTATUS']._serialized_start=1344
-  _globals['_HTTPSTATUS']._serialized_end=1370
-  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1373
-  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1517
-  _globals['_OKHTTPRESPONSE']._serialized_start=1519
-  _globals['_OKHTTPRESPONSE']._serialized_end=1610
-  _globals['_RPCSTATUS']._serialized_start=1612
-  _globals['_RPCSTATUS']._serialized_end=1654
-  _globals['_CHECKRESPONSE']._serialized_start=1657
-  _globals['_CHECKRESPONSE']._serialized_end=1922
+  _globals['_ATTRIBUTECONTEXT_PEER']._serialized_end=678
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=681
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=899
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=853
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=899
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=901
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=977
+  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_start=979
+  _globals['_ATTRIBUTECONTEXT_CONTEXTEXTENSIONSENTRY']._serialized_end=1035
+  _globals['_HEADERVALUE']._serialized_start=1037
+  _globals['_HEADERVALUE']._serialized_end=1078
+  _globals['_HEADERVALUEOPTION']._serialized_start=1081
+  _globals['_HEADERVALUEOPTION']._serialized_end=1363
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=1238
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=1363
+  _globals['_HTTPSTATUS']._serialized_start=1365
+  _globals['_HTTPSTATUS']._serialized_end=1391
+  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1394
+  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1538
+  _globals['_OKHTTPRESPONSE']._serialized_start=1540
+  _globals['_OKHTTPRESPONSE']._serialized_end=1631
+  _globals['_RPCSTATUS']._serialized_start=1633
+  _globals['_RPCSTATUS']._serialized_end=1675
+  _globals['_CHECKRESPONSE']._serialized_start=1678
+  _globals['_CHECKRESPONSE']._serialized_end=1943
 # @@protoc_insertion_point(module_scope)

@@ -30,10 +30,12 @@ class Metadata(_message.Message):
 class AttributeContext(_message.Message):
     __slots__ = ("source", "request", "context_extensions", "metadata_context")
     class Peer(_message.Message):
-        __slots__ = ("principal",)
+        __slots__ = ("principal", "certificate")
         PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+        CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
         principal: str
-        def __init__(self, principal: _Optional[str] = ...) -> None: ...
+        certificate: str
+        def __init__(self, principal: _Optional[str] = ..., certificate: _Optional[str] = ...) -> None: ...
     class HttpRequest(_message.Message):
         __slots__ = ("id", "method", "headers", "path", "size", "raw_body")
         class HeadersEntry(_message.Message):

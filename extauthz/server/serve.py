@@ -12,19 +12,17 @@ from operator import attrgetter
 from pathlib import Path
 
 import grpc
-from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from extauthz.admin.http import AdminServer
 from extauthz.config import Config, ConfigError, load, policies_of, prices_of
-from extauthz.config.values import Address
-from extauthz.errors import OperatorError
 from extauthz.ids import uuid7
 from extauthz.metrics import Metrics
 from extauthz.server.archives import SeenBooks, archives_of, expect_books
 from extauthz.server.audits import AuditTimer
 from extauthz.server.data_dir import OWNER_ONLY, DataDir
+from extauthz.server.http_listener import HttpListener, StartError, raise_descriptor_limit
 from extauthz.server.in_force import InForceError, take_over
 from extauthz.server.store_url import store_url
 from extauthz.service.archiver import Archiver
@@ -52,6 +50,9 @@ _MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 """Above a body of 32 MiB with its headers, and above any backlog that Envoy sends at once: at
 Python's default of 4 MiB a backlog of 5.2 MB vanished whole (see docs/envoy.md)."""
 
+_PENDING_MAX = 20_000
+"""Checks that wait for their turn: twice of what Envoy sends at once."""
+
 _GRACE_SECONDS = 5.0
 
 _COLLECT_AFTER = 20_000
@@ -75,10 +76,6 @@ _FIXED = (
 """What a reload cannot change."""
 
 log = logging.getLogger(__name__)
-
-
-class StartError(OperatorError):
-    """The service cannot start; the text says why and what to do."""
 
 
 class Service:
@@ -107,7 +104,12 @@ class Service:
         self._metrics.primary_changes.set_function(lambda: self._store.primary_changes)
         self._metrics.spool_depth.set_function(lambda: self._spool.depth)
         self._sink = AccessLogServicer(
-            settler, reserving.open_calls, self._abandoned, self._spool, self._observer
+            settler,
+            reserving.open_calls,
+            self._abandoned,
+            self._spool,
+            self._observer,
+            authorizer.uploads.end,
         )
         self._follower = LogFollower(
             LogFiles(self._data_dir.access_log),
@@ -164,10 +166,11 @@ class Service:
         orgs = self._rules.policies.all_orgs
         expect_books(self._store, self._config, archives_of(self._config), orgs)
         await self._archiver.begin()
-        runners = [
-            await _listen(self._admin.metrics_app(), self._config.listen.metrics, "metrics"),
-            await _listen(self._admin.admin_app(), self._config.listen.admin, "admin"),
-        ]
+        listen = self._config.listen
+        metrics = HttpListener(self._admin.metrics_app())
+        admin = HttpListener(self._admin.admin_app())
+        await metrics.start(listen.metrics, "metrics")
+        await admin.start(listen.admin, "admin")
         await self._reader.start()
         server, health = await self._grpc_server()
         background = [
@@ -197,8 +200,8 @@ class Service:
         await self._reader.stop()
         self._spool.close()
         await self._store.close()
-        for runner in runners:
-            await runner.cleanup()
+        for listener in (metrics, admin):
+            await listener.stop()
 
     def reload(self) -> None:
         """Take over agents, budgets, prices and defaults from the file; on an error, nothing."""
@@ -229,6 +232,9 @@ class Service:
             options=[
                 ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
                 ("grpc.so_reuseport", 0),
+                # Beyond its own bound (1,000) gRPC refuses whoever comes next, and that is a 503.
+                ("grpc.server.max_pending_requests", _PENDING_MAX),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_MAX),
             ]
         )
         health = HealthServicer()
@@ -265,6 +271,7 @@ def _fixed(config: Config, name: str) -> object:
 async def serve(config: Config, config_path: Path) -> None:
     """Run the service until SIGTERM or SIGINT; SIGHUP reloads."""
     os.umask(OWNER_ONLY)
+    raise_descriptor_limit()
     data_dir = DataDir(config.data_dir)
     data_dir.prepare()
     with data_dir.lock("serve"):
@@ -275,20 +282,6 @@ async def serve(config: Config, config_path: Path) -> None:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, service.reload)
         await service.run(stop)
-
-
-async def _listen(app: web.Application, address: Address, name: str) -> web.AppRunner:
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, address.host, address.port, reuse_address=True).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise StartError(
-            f"listen.{name}: {address} cannot be listened on ({error.strerror}): "
-            "stop what uses it, or choose another address"
-        ) from error
-    return runner
 
 
 def _spare_the_collector() -> None:

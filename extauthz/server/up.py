@@ -30,6 +30,7 @@ from extauthz.server.envoy import (
     missing_credentials,
     write_secret_files,
 )
+from extauthz.server.http_listener import raise_descriptor_limit
 from extauthz.server.interception import issue_certificates, missing_authority
 from extauthz.server.rotation import LogRotation
 from extauthz.store.base import StoreError
@@ -198,6 +199,7 @@ async def up(config: Config, config_path: Path, announce: Callable[[Config], Non
         ConfigError, DataDirError, ChildError: it cannot start.
     """
     os.umask(OWNER_ONLY)
+    raise_descriptor_limit()
     data_dir = DataDir(config.data_dir)
     data_dir.prepare()
     with data_dir.lock("up") as lock:

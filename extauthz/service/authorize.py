@@ -4,7 +4,7 @@ The last phase, `reserving`, holds that most on every budget at once.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from extauthz.ids import uuid7
@@ -20,6 +20,7 @@ from extauthz.service.denied import Denied
 from extauthz.service.identify import Evidence, Identifier
 from extauthz.service.reserving import Reserving
 from extauthz.service.rules import Clock, Rules
+from extauthz.service.uploads import Uploads
 from extauthz.service.verdict import CallAttributes, Verdict
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Authorizer:
     reader: RequestReader
     reserving: Reserving
     clock: Clock
+    uploads: Uploads = field(default_factory=Uploads)
 
     async def authorize(self, call: CallAttributes) -> Verdict:
         """Decide one call; on allow, its estimate is held on every budget."""
@@ -66,6 +68,8 @@ class Authorizer:
         except Exception:
             log.exception("a call was refused because of an error of this program")
             verdict.deny(_OWN_ERROR)
+        finally:
+            self.uploads.end(call.request_id)
         return verdict
 
     async def refuse_by_headers(self, call: CallAttributes, body_bytes_max: int) -> Verdict | None:
@@ -74,8 +78,10 @@ class Authorizer:
         verdict = Verdict(Decision.DENY, Reason.OK, uuid7(at_ms), at_ms, call.request_id)
         try:
             route = self._route(call, verdict)
-            await self._identify(call, route, verdict)
+            agent = await self._identify(call, route, verdict)
             _must_not_announce_more(call, body_bytes_max)
+            length = call.headers.get("content-length", "")
+            self.uploads.begin(call.request_id, agent, length, at_ms)
         except Denied as denied:
             verdict.deny(denied)
             return verdict
@@ -109,7 +115,9 @@ class Authorizer:
         self, call: CallAttributes, route: Route | FixedPrice, verdict: Verdict
     ) -> Agent:
         """Phase 2: who asks, by nothing that the client could make up."""
-        evidence = Evidence(call.headers, call.payloads, call.principal)
+        evidence = Evidence(
+            call.headers, call.payloads, call.principal, call.certificate_ends_at_ms
+        )
         caller = await self.identifier.identify(evidence, anew=_is_free(route))
         verdict.agent = agent = caller.agent
         verdict.key_hash, verdict.is_stored_key = caller.key_hash, caller.is_stored
@@ -145,7 +153,11 @@ class Authorizer:
                 upstream.api, verdict.endpoint, request, caller=agent.name
             )
         except RequestError as error:
-            status = {Reason.BODY_TOO_LARGE: 413, Reason.UNMETERED_ENDPOINT: 403}
+            status = {
+                Reason.BODY_TOO_LARGE: 413,
+                Reason.UNMETERED_ENDPOINT: 403,
+                Reason.SERVICE_UNAVAILABLE: 503,
+            }
             raise Denied(error.reason, status.get(error.reason, 400), error.message) from None
         verdict.facts = replace(
             facts,

@@ -24,7 +24,7 @@ from extauthz.identity import (
 from extauthz.policies import Agent
 from extauthz.reasons import Reason
 from extauthz.service.denied import Denied
-from extauthz.service.key_ring import KeyRing
+from extauthz.service.key_ring import KeyRing, TooManyStrangersError
 from extauthz.service.rules import Clock, Rules
 from extauthz.store.base import StoreError
 
@@ -58,11 +58,13 @@ class Evidence:
         headers: as the client wrote them: only a virtual key is read from them.
         payloads: of the tokens that Envoy has verified, by issuer.
         principal: of the client certificate that Envoy has verified.
+        certificate_ends_at_ms: the end of that certificate, which its connection can outlive.
     """
 
     headers: Mapping[str, str]
     payloads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     principal: str = ""
+    certificate_ends_at_ms: int | None = None
 
 
 class Identifier:
@@ -88,6 +90,7 @@ class Identifier:
                     found = rule.identity_in(evidence.payloads)
                     caller = self._by_name(rule.names, found, "token", refusals)
                 case CertificateRule():
+                    self._must_hold(evidence.certificate_ends_at_ms)
                     found = rule.identity_in(evidence.principal)
                     caller = self._by_name(rule.names, found, "client certificate", refusals)
                 case StaticRule(agent=name):
@@ -119,6 +122,12 @@ class Identifier:
         (org,) = self._rules.policies.orgs
         try:
             key = await self._keys.find(org, key_hash, anew=anew)
+        except TooManyStrangersError:
+            raise Denied(
+                Reason.UNKNOWN_AGENT,
+                429,
+                "too many virtual keys that were never seen are being asked about: try again",
+            ) from None
         except StoreError as error:
             raise Denied(
                 Reason.STORE_UNAVAILABLE,
@@ -135,6 +144,10 @@ class Identifier:
         if agent is None:
             raise _unknown(f"the agent '{key.agent}' of this virtual key is not configured")
         return Caller(agent, key_hash, is_stored=True)
+
+    def _must_hold(self, certificate_ends_at_ms: int | None) -> None:
+        if certificate_ends_at_ms is not None and certificate_ends_at_ms < self._clock():
+            raise _unknown("this client certificate has expired: connect anew with another")
 
     def gone(self, key_hash: str) -> Denied:
         """What to answer when the store says that a key admits nobody any longer."""

@@ -29,6 +29,8 @@ class CallAttributes:
     """of the tokens that Envoy has verified"""
     principal: str = ""
     """of the client certificate that Envoy has verified"""
+    certificate_ends_at_ms: int | None = None
+    """of that certificate; None: nobody has shown one"""
     is_whole: bool = True
     """whether `body` is all that goes on to the provider"""
 

@@ -6,7 +6,7 @@ the spool on disk. The sink reads no further before that, so Envoy keeps what co
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -43,12 +43,14 @@ class AccessLogServicer:
         abandoned: AbandonQueue,
         spool: Spool,
         observer: EntryObserver,
+        ended: Callable[[str], None] = lambda _request_id: None,
     ) -> None:
         self._settler = settler
         self._open_calls = open_calls
         self._abandoned = abandoned
         self._spool = spool
         self._observer = observer
+        self._ended = ended
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def stream(
@@ -148,6 +150,7 @@ class AccessLogServicer:
     def _known(self, entry: access_log_pb2.HTTPAccessLogEntry) -> CallRecord | None:
         if entry.common_properties.access_log_type == access_log_pb2.DOWNSTREAM_PERIODIC:
             return None
+        self._ended(request_id(entry))
         return self._open_calls.pop(request_id(entry), None)
 
     def handler(self) -> grpc.GenericRpcHandler:

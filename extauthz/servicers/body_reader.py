@@ -6,12 +6,15 @@ body that takes too long costs its reader its life, not the others their turn.
 """
 
 import asyncio
+import contextlib
 import logging
+import os
 import pickle
 import struct
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Request, RequestError, RequestFacts
@@ -68,6 +71,16 @@ class _Reader:
     async def start(self) -> None:
         await self._running()
 
+    def cpu_seconds(self) -> float:
+        """What it has had of a processor so far; 0.0 where the system does not tell."""
+        if self._process is None:
+            return 0.0
+        with contextlib.suppress(OSError):
+            told = Path(f"/proc/{self._process.pid}/stat").read_text()
+            user, system = told.rpartition(")")[2].split()[11:13]  # proc_pid_stat(5): 14 and 15
+            return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
     async def stop(self) -> None:
         if self._process is None:
             return
@@ -109,15 +122,23 @@ class BodyReader:
         async with self._turn:
             await self._turn.wait_for(lambda: not self._busy[caller])
             self._busy[caller] += 1
-        reader, interrupted = None, False
+        reader, interrupted, spent_before = None, False, 0.0
         try:
             reader = await self._idle.get()
             interrupted = True
+            spent_before = reader.cpu_seconds()
             async with asyncio.timeout(self.read_seconds_max):
                 answer = await reader.read(api, endpoint, request)
             interrupted = False
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             log.warning("a body of %d bytes could not be read in time", len(request.body))
+            if reader is not None and isinstance(error, TimeoutError):
+                spent = reader.cpu_seconds() - spent_before
+                if spent < self.read_seconds_max / 2:
+                    raise RequestError(
+                        Reason.SERVICE_UNAVAILABLE,
+                        "this host is too busy to read the request body in time: try again shortly",
+                    ) from None
             raise RequestError(
                 Reason.BODY_TOO_LARGE,
                 "the request body is too large or too complex to be read: send a smaller one",

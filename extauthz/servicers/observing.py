@@ -11,7 +11,7 @@ from typing import Any
 from extauthz.ledger import Ending, Outcome
 from extauthz.metrics import Metrics, usd
 from extauthz.money import format_usd
-from extauthz.reasons import Decision
+from extauthz.reasons import Decision, Reason
 from extauthz.service.reconcile import Reconciled
 from extauthz.service.rules import Clock
 from extauthz.service.settle import Settlement
@@ -42,6 +42,8 @@ class Observer:
         if verdict.output_cap is not None and verdict.agent is not None:
             by = "default" if verdict.output_cap == verdict.default_cap else "fit"
             self._metrics.output_capped.labels(verdict.agent.name, by).inc()
+        if verdict.reason is Reason.UNKNOWN_AGENT and verdict.status == 429:
+            return  # one of a flood: the metrics count it, a line each would cost others
         level = logging.WARNING if verdict.decision is Decision.ERROR else logging.INFO
         if log.isEnabledFor(level):
             _write(

@@ -19,6 +19,7 @@ from extauthz.service.call_record import CallRecord
 from extauthz.service.completed_call import CompletedCall
 from extauthz.service.lines import tightest
 from extauthz.service.verdict import CallAttributes, Verdict
+from extauthz.servicers.certificates import ends_at_ms
 
 CHECK_NAMESPACE = "envoy.filters.http.ext_authz"
 USAGE_NAMESPACE = "extauthz.usage"
@@ -55,6 +56,9 @@ def call_attributes(request: ext_authz_pb2.CheckRequest) -> CallAttributes:
         request_id=http.headers.get("x-request-id", ""),
         payloads=_payloads(attributes.metadata_context.filter_metadata.get(JWT_NAMESPACE)),
         principal=attributes.source.principal,
+        certificate_ends_at_ms=ends_at_ms(
+            attributes.source.certificate, attributes.source.principal
+        ),
         is_whole=http.headers.get(PARTIAL_BODY) != "true",
     )
 
@@ -147,7 +151,9 @@ def _retry_headers(verdict: Verdict, line: Line | None, now_ms: int) -> list[tup
             ("x-should-retry", "false"),
             *([("retry-after", str(reset))] if reset is not None else []),
         ]
-    if verdict.reason in (Reason.BUDGET_HELD, Reason.TOO_MANY_IN_FLIGHT) or verdict.status == 503:
+    is_stranger = verdict.reason is Reason.UNKNOWN_AGENT and verdict.status == 429
+    is_held = verdict.reason in (Reason.BUDGET_HELD, Reason.TOO_MANY_IN_FLIGHT)
+    if is_held or is_stranger or verdict.status == 503:
         seconds = random.uniform(*_HELD_RETRY_SECONDS)  # noqa: S311 - jitter, not a secret
         return [("x-should-retry", "true"), ("retry-after", str(math.ceil(seconds)))]
     return [("x-should-retry", "false")]

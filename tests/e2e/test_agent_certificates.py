@@ -1,6 +1,7 @@
 """Agents that show a client certificate: who they are is what the agents' CA has signed."""
 
 import contextlib
+import http.client
 import json
 import ssl
 import subprocess
@@ -8,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,8 @@ import openai
 import pytest
 from calls import GPT, HELLO, bearer, chat
 from certificates import Certificates, can_be_made
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from servers import until
 from sidecar import Sidecar, agent, key_of, running_sidecar
 
@@ -35,7 +39,9 @@ class Agents:
 
     folder: Path
 
-    def certificate(self, name: str, san: str, *, ca: str = "agents") -> Shown:
+    def certificate(
+        self, name: str, san: str, *, ca: str = "agents", seconds: int | None = None
+    ) -> Shown:
         """A certificate with an alternative name, as openssl writes it; '' for none."""
         folder = self.folder / ca
         if not folder.exists():
@@ -50,7 +56,26 @@ class Agents:
         by = ("-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-CAcreateserial")
         openssl("x509", "-req", "-in", request, "-days", "2", *by, "-extfile", extensions,
                 "-out", signed)  # fmt: skip
+        if seconds is not None:
+            shorten(signed, folder / "ca.key", seconds)
         return Shown(signed, key)
+
+
+def shorten(certificate: Path, ca_key: Path, seconds: int) -> None:
+    """Sign it anew with an end that openssl's command line cannot say."""
+    old = x509.load_pem_x509_certificate(certificate.read_bytes())
+    signer = serialization.load_pem_private_key(ca_key.read_bytes(), None)
+    now = datetime.now(UTC)
+    anew = x509.CertificateBuilder(
+        issuer_name=old.issuer,
+        subject_name=old.subject,
+        public_key=old.public_key(),
+        serial_number=old.serial_number,
+        not_valid_before=now - timedelta(hours=1),
+        not_valid_after=now + timedelta(seconds=seconds),
+        extensions=list(old.extensions),
+    ).sign(signer, hashes.SHA256())
+    certificate.write_bytes(anew.public_bytes(serialization.Encoding.PEM))
 
 
 def openssl(*words: str | Path) -> None:
@@ -140,11 +165,11 @@ def test_an_official_sdk_calls_with_a_certificate(
     shown = agents.certificate("sdk", "URI:spiffe://example.org/agent/bot")
     spent = sidecar.metric("extauthz_budget_spent_usd", scope="agent", name="bot")
     with (
-        httpx.Client(verify=context(server, shown)) as http,
+        httpx.Client(verify=context(server, shown)) as client_with,
         openai.OpenAI(
             api_key="none",
             base_url=f"https://{sidecar.config['listen']['egress']}/openai/v1",
-            http_client=http,
+            http_client=client_with,
             max_retries=0,
         ) as client,
     ):
@@ -180,6 +205,30 @@ def test_without_a_certificate_of_the_agents_ca_nothing_is_said_at_all(
         urllib.request.urlopen(f"{sidecar.egress}/openai/v1/models", timeout=10),
     ):
         pass
+
+
+def test_a_connection_does_not_outlive_its_certificate(
+    sidecar: Sidecar, server: Certificates, agents: Agents
+) -> None:
+    san = "URI:spiffe://example.org/agent/bot"
+    shown = agents.certificate("brief", san, seconds=6)
+    address, _, port = sidecar.config["listen"]["egress"].partition(":")
+    connection = http.client.HTTPSConnection(
+        address, int(port), timeout=60, context=context(server, shown)
+    )
+
+    def status() -> int:
+        path = "/openai/v1/chat/completions"
+        connection.request("POST", path, BODY, {"content-type": "application/json"})
+        with connection.getresponse() as answer:
+            answer.read()
+            return answer.status
+
+    with contextlib.closing(connection):
+        assert status() == 200
+        first = connection.sock
+        until(lambda: status() == 401)
+        assert connection.sock is first
 
 
 def test_a_replaced_server_certificate_is_shown_without_a_restart(

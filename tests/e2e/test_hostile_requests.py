@@ -3,6 +3,7 @@
 Written to sockets byte by byte, because every HTTP library would put most of them right.
 """
 
+import asyncio
 import itertools
 import json
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 import h2.config
 import h2.connection
 import h2.events
+import httpx
 import pytest
 import yaml
 from calls import CHAT, Answer, chat, headers_of, post, send
@@ -35,7 +37,8 @@ _marks = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def sidecar() -> Iterator[Sidecar]:
-    with running_sidecar(agents=agent("bot", "1000.00"), start=False) as running:
+    agents = agent("bot", "1000.00") | agent("greedy", "0.01", max_in_flight=1)
+    with running_sidecar(agents=agents, start=False) as running:
         running.env["SANDBOX_GOOGLE_CREDENTIAL"] = DEFAULT_GOOGLE_KEY
         running.config["providers"]["gemini"] = {
             "api": "gemini",
@@ -182,6 +185,17 @@ def test_it_is_refused_by_name_or_is_what_it_is_billed_as(
     assert len(answer.error["message"]) > 40, "it says what to do"
 
 
+@pytest.mark.parametrize("name", ["application/grpc", "Application/GRPC", "application/grpc+json"])
+def test_what_calls_itself_grpc_is_refused_and_not_by_a_200(sidecar: Sidecar, name: str) -> None:
+    left_before = len(sidecar.sandbox.requests())
+
+    for path in (CHAT, "/openai/v1/moderations", "/nowhere"):
+        answer = send(sidecar, BODY, headers_of("bot") | {"content-type": name}, path=path)
+
+        assert (answer.status, answer.reason) == (415, "unparseable_body")
+    assert len(sidecar.sandbox.requests()) == left_before
+
+
 def lines_billed(sidecar: Sidecar) -> int:
     return len(sidecar.sandbox.bill()["lines"])
 
@@ -213,6 +227,49 @@ def test_bodies_of_nobody_cost_no_memory_and_a_flood_of_them_nobody_an_answer(
     assert answers == [200] * 20
     assert set.union(*(one.result() for one in floods)) <= {401, None}
     assert grown < 120, f"{grown} MB, of 160 MB that were on their way"
+
+
+def test_one_agents_large_bodies_cost_others_no_answer_and_bounded_memory(
+    sidecar: Sidecar,
+) -> None:
+    envoy, service = sidecar.pid_of("envoy"), sidecar.pid_of("service")
+    body, done = b'{"x":"' + b"x" * 31_000_000 + b'"}', threading.Event()
+    before, most = resident_mb(envoy) + resident_mb(service), 0
+
+    def upload() -> set[str | None]:
+        reasons: set[str | None] = set()
+        while not done.is_set() or not reasons:
+            with suppress(ConnectionError):  # answered, and closed with the rest unread
+                reasons.add(send(sidecar, body, headers_of("greedy")).reason)
+        return reasons
+
+    with ThreadPoolExecutor(8) as pool:
+        uploads = [pool.submit(upload) for _ in range(8)]
+        try:
+            statuses = []
+            for _ in range(15):
+                statuses.append(post(sidecar, "bot", chat(user="y" * 100_000)).status)
+                most = max(most, resident_mb(envoy) + resident_mb(service))
+        finally:
+            done.set()
+
+    assert statuses == [200] * 15
+    reasons = set.union(*(one.result() for one in uploads))
+    assert reasons <= {"too_many_in_flight", "unparseable_body", "body_too_large"}
+    assert "too_many_in_flight" in reasons
+    assert most - before < 500, f"{most - before} MB"
+
+
+async def test_250_calls_at_once_on_one_connection_are_all_served(sidecar: Sidecar) -> None:
+    async with httpx.AsyncClient(
+        http1=False, http2=True, timeout=120, limits=httpx.Limits(max_connections=1)
+    ) as client:
+
+        async def call() -> int:
+            url = f"{sidecar.egress}{CHAT}"
+            return (await client.post(url, content=BODY, headers=headers_of("bot"))).status_code
+
+        assert await asyncio.gather(*(call() for _ in range(250))) == [200] * 250
 
 
 def resident_mb(pid: int) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calls import MESSAGES, headers_of, message, send
+from calls import MESSAGES, chat, headers_of, message, post, send
 from processes import environment, family
 from servers import until
 from sidecar import CREDENTIALS, Sidecar, agent, key_of, running_sidecar
@@ -197,6 +197,22 @@ def test_another_user_on_the_same_loopback_is_refused_at_every_port(sidecar: Sid
     statuses = as_neighbour(ASK, json.dumps(asked))
 
     assert statuses == [401, 401, 401, 401, 404, 401, 401, 403, 403, 403, 403]
+
+
+def test_whoever_holds_the_metrics_port_takes_no_descriptors_that_calls_need(
+    sidecar: Sidecar,
+) -> None:
+    address, _, port = sidecar.config["listen"]["metrics"].partition(":")
+    descriptors = Path(f"/proc/{sidecar.pid_of('service')}/fd")
+    before = len(list(descriptors.iterdir()))
+
+    with contextlib.ExitStack() as held:
+        for _ in range(400):
+            held.enter_context(socket.create_connection((address, int(port)), 10))
+        taken = len(list(descriptors.iterdir())) - before
+
+        assert post(sidecar, "bot", chat()).status == 200
+    assert taken < 200, "64 connections, and what calls meanwhile took"
 
 
 def test_admin_listens_on_loopback_unless_the_config_says_else(sidecar: Sidecar) -> None:

@@ -563,4 +563,4 @@ def small_rig(start_rig: Callable[..., Rig]) -> Rig:
             ProviderSettings("anthropic", "anthropic", url),
         )
 
-    return start_rig(providers, max_body_bytes=64 * 2**10)
+    return start_rig(providers, max_body_bytes=8 * 2**10)

@@ -38,14 +38,14 @@ def test_a_check_that_cannot_be_reached_is_told_to_anthropics_sdk(without_check)
     [("/openai/v1/x", "invalid_request_error"), ("/anthropic/v1/x", "request_too_large")],
 )
 def test_a_body_that_is_too_large_is_told_in_the_providers_shape(small_rig, path, error_type):
-    reply = small_rig.call(path, body=b"x" * (64 * 2**10 + 1))
+    reply = small_rig.call(path, body=b"x" * (8 * 2**10 + 1))
 
     assert reply.status == 413
     assert reply.headers["x-budget-reason"] == "body_too_large"
     assert reply.headers["x-should-retry"] == "false"
     error = reply.json()["error"]
     assert (error["type"], error["code"]) == (error_type, "body_too_large")
-    assert "65536 bytes" in error["message"]
+    assert "8192 bytes" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,12 @@ def test_what_a_slow_client_can_hold_is_bounded(rendered):
     assert manager["request_headers_timeout"] == "10s"
     assert manager["request_timeout"] == "120s"
     assert manager["common_http_protocol_options"]["idle_timeout"] == "600s"
-    assert manager["http2_protocol_options"]["max_concurrent_streams"] == 256
+    assert manager["http2_protocol_options"]["max_concurrent_streams"] == 100
     overload = rendered["overload_manager"]
     assert {action["name"].rpartition(".")[2] for action in overload["actions"]} == {
         "shrink_heap",
+        "reduce_timeouts",
+        "reset_high_memory_stream",
         "disable_http_keepalive",
         "stop_accepting_requests",
     }
@@ -414,6 +416,18 @@ def test_an_agents_certificate_is_demanded_of_everybody(both: EnvoySettings) -> 
 
     assert context["require_client_certificate"] is True
     assert "validation_context_sds_secret_config" in context["common_tls_context"]
+
+
+def test_a_connection_that_a_certificate_has_opened_ends_so_that_its_ca_is_asked_for_anew(
+    both: EnvoySettings,
+) -> None:
+    secrets = ClientCertificates(Path("/run/secrets"))
+
+    certified = manager_of(yaml.safe_load(render(replace(both, client_certificates=secrets))))
+    without = manager_of(yaml.safe_load(render(both)))
+
+    assert certified["common_http_protocol_options"]["max_connection_duration"] == "600s"
+    assert "max_connection_duration" not in without["common_http_protocol_options"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from service_rules import until
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Request, RequestError, RequestFacts
 from extauthz.reasons import Reason
-from extauthz.servicers.body_reader import INLINE_BYTES_MAX, BodyReader
+from extauthz.servicers.body_reader import INLINE_BYTES_MAX, BodyReader, _Reader
 from extauthz.servicers.body_worker import VALUES_MAX, read
 
 SMALL = b'{"model":"gpt-4o","messages":[]}'
@@ -128,7 +129,19 @@ async def test_one_agents_large_bodies_take_turns_and_leave_a_reader_to_others(r
     assert not reader._busy
 
 
-async def test_a_body_that_takes_too_long_is_refused_and_its_reader_replaced():
+async def test_a_body_whose_reader_had_no_turn_is_to_be_sent_again():
+    reader = BodyReader(readers=1, read_seconds_max=0.2)
+    await reader.start()
+    os.kill(pids(reader)[0], signal.SIGSTOP)
+
+    assert await reason_of(reader, LARGE) is Reason.SERVICE_UNAVAILABLE
+
+    await reader.stop()
+
+
+async def test_a_body_that_takes_too_long_is_refused_and_its_reader_replaced(monkeypatch):
+    spent = itertools.count()
+    monkeypatch.setattr(_Reader, "cpu_seconds", lambda _: next(spent))
     reader = BodyReader(readers=1, read_seconds_max=0.01)
     await reader.start()
     before = pids(reader)

@@ -1,9 +1,11 @@
 """In which order agents are known, and what a key of the ledger costs and admits."""
 
+import asyncio
+from collections import Counter
 from dataclasses import replace
 
 import pytest
-from service_rules import KEY, Desk, agent, budget, call
+from service_rules import KEY, Desk, agent, budget, call, until
 
 from extauthz.identity import (
     CertificateRule,
@@ -133,6 +135,47 @@ async def test_the_first_way_that_finds_somebody_counts(identity: tuple[object, 
         by_key = await desk.authorizer.authorize(keyed(KEY, **evidence))
         assert by_key.agent is not None
         assert by_key.agent.name == "bot"
+
+
+async def test_a_flood_of_keys_that_were_never_seen_has_a_short_queue_of_its_own():
+    desk, answer, asked = desk_with(KeyRule()), asyncio.Event(), []
+    await admit(desk)
+    assert (await desk.authorizer.authorize(keyed(MADE))).decision is Decision.ALLOW
+    ask = desk.memory.key
+
+    async def slow(org: str, key_hash: str) -> Key | None:
+        asked.append(key_hash)
+        if key_hash != hash_key(MADE):
+            await answer.wait()
+        return await ask(org, key_hash)
+
+    desk.memory.key = slow  # type: ignore[method-assign]
+    flood = [
+        asyncio.create_task(desk.authorizer.authorize(keyed(make_key(number.to_bytes(32, "big")))))
+        for number in range(1000)
+    ]
+    await until(lambda: sum(one.done() for one in flood) > 900)
+
+    models = {"method": "GET", "path": "/v1/models"}
+    assert (await desk.authorizer.authorize(keyed(MADE, **models))).decision is Decision.ALLOW
+    assert len(asked) == 4 + 1
+    answer.set()
+    statuses = Counter([(await one).status for one in flood])
+    assert statuses == {401: 32, 429: 968}
+
+
+async def test_a_certificate_that_has_ended_since_its_connection_was_made_is_refused():
+    desk = desk_with(CERTIFICATE, StaticRule("bot"))
+
+    def shown(ends_at_ms: int):
+        principal = "spiffe://test/bot"
+        return call(headers={}, principal=principal, certificate_ends_at_ms=ends_at_ms)
+
+    holds = await desk.authorizer.authorize(shown(desk.clock()))
+    ended = await desk.authorizer.authorize(shown(desk.clock() - 1))
+
+    assert holds.decision is Decision.ALLOW
+    assert said(ended) == UNKNOWN, "and does not come in by what stands behind it"
 
 
 async def test_agents_are_made_up_to_their_number_each_with_a_budget_of_its_own():

@@ -10,6 +10,7 @@ from extauthz.providers import strict_json
 from extauthz.providers.base import RequestError
 from extauthz.providers.strict_json import (
     ROOT_KEYS_MAX,
+    must_be_plain,
     parse_object,
     read_count,
     read_flag,
@@ -185,3 +186,54 @@ def test_a_list_is_a_list_or_absent(value):
     with pytest.raises(RequestError):
         read_list({"tools": value}, "tools")
     assert read_list({"tools": None}, "tools") == read_list({}, "tools") == []
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "application/json",
+        "application/json; charset=utf-8",
+        'application/json;charset="UTF-8"',
+        "Application/JSON ; Charset=us-ascii",
+        "application/vnd.api+json",
+        "text/json",
+        "text/plain;charset=utf8",
+    ],
+)
+def test_a_body_that_is_called_json_in_utf_8_is_read(content_type):
+    must_be_plain({"content-type": content_type})
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json; charset=utf-7",
+        "application/json; charset*=us-ascii''utf-7",
+        "application/json; charset*0=utf;charset*1=-7",
+        'application/json; "charset"=utf-7',
+        "application/json; charset\xa0=utf-7",
+        "application/json; charset!=utf-7",  # the same, as Envoy shows it to Check
+        "application/json;charset\x0b=utf-7",
+        'application/json; charset="utf-8\\"; charset=utf-7',
+        'application/json; charset="utf-8',
+        "application/json; charset=utf-8; charset=utf-7",
+        "application/json; charset=utf-8, application/json; charset=utf-7",
+        "application/json, multipart/form-data; boundary=x",
+        "application/json; boundary=x",
+        "application/json\xa0",
+        "application/json\n",
+        "applic\u0430tion/json",
+        "application/x-www-form-urlencoded",
+        "application/x-www-form-urlencoded+json",
+        "application/grpc",
+        "application/grpc+json",
+        "application/grpc-web+json",
+        "Application/GRPC+json",
+        "multipart/form-data; boundary=x",
+    ],
+)
+def test_a_body_that_any_server_could_take_for_something_else_is_refused(content_type):
+    with pytest.raises(RequestError) as caught:
+        must_be_plain({"content-type": content_type})
+    assert caught.value.reason is Reason.UNPARSEABLE_BODY

@@ -1,8 +1,11 @@
 """Between Envoy's messages and plain values: what Check answers, and what an entry says."""
 
 import json
+import time
+from urllib.parse import quote
 
 import pytest
+from certificates import Certificates, can_be_made
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +67,25 @@ def test_a_request_is_read_as_envoy_shows_it():
 def test_a_body_that_envoy_has_cut_for_check_is_known_as_such(said, whole):
     headers = {} if said is None else {"x_envoy_auth_partial_body": said}
     assert call_attributes(check_request("/openai/x", **headers)).is_whole is whole
+
+
+def test_a_certificates_end_is_read_and_what_cannot_be_read_has_ended(tmp_path):
+    if not can_be_made():
+        pytest.skip("no openssl on this machine")
+    pem = Certificates.made_in(tmp_path).certificate.read_text()
+    request = check_request("/openai/x")
+    assert call_attributes(request).certificate_ends_at_ms is None
+
+    source = request.attributes.source
+    source.principal = "spiffe://test/bot"
+    assert call_attributes(request).certificate_ends_at_ms == 0
+
+    source.certificate = quote(pem)
+    ends_at_ms = call_attributes(request).certificate_ends_at_ms
+    assert 0 < ends_at_ms - time.time() * 1000 <= 2 * 86_400_000
+
+    source.certificate = "-----BEGIN%20CERTIFICATE-----"
+    assert call_attributes(request).certificate_ends_at_ms == 0
 
 
 def headers_of(options) -> dict[str, str]:

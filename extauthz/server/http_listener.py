@@ -42,6 +42,7 @@ class HttpListener:
     def __init__(
         self, app: web.Application, *, connection_seconds_max: float = _CONNECTION_SECONDS_MAX
     ) -> None:
+        app.on_response_prepare.append(_close_after)
         self._runner = web.AppRunner(app, access_log=None)
         self._connection_seconds_max = connection_seconds_max
         self._server: asyncio.Server | None = None
@@ -77,6 +78,12 @@ class HttpListener:
             return _Refused()
         assert self._runner.server is not None
         return _Place(self._runner.server(), self._open, self._connection_seconds_max)
+
+
+async def _close_after(_request: web.Request, response: web.StreamResponse) -> None:
+    """One request a connection: none is in the middle of another when its time is over."""
+    response.headers["Connection"] = "close"  # (aiohttp has written its own headers by now)
+    response.force_close()
 
 
 class _Refused(asyncio.Protocol):

@@ -60,6 +60,18 @@ async def test_silent_connections_take_so_many_places_and_lose_them_again():
         await listener.stop()
 
 
+async def test_a_connection_ends_with_its_answer_and_never_in_the_middle_of_another():
+    listener, address = HttpListener(hello()), Address("127.0.0.1", free_port())
+    await listener.start(address, "metrics")
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await listener.stop()
+    assert answer.endswith(b"hello")
+    assert b"connection: close" in answer.lower()
+
+
 async def test_an_address_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])

@@ -25,7 +25,8 @@ from extauthz.store.bookkeeping import Correction, Cut
 
 _AT_ONCE = 500
 _KEPT_MS = 35 * 86_400_000
-"""How long a counter is kept that no row knows: longer than any window but `total` and the year."""
+"""How long a counter without a TTL is kept that neither a row nor a reservation knows: longer than
+any window but `total` and the year."""
 _REPAIRS_MAX = 50
 """How often a repair is tried on a counter that moves between looking and setting."""
 
@@ -116,9 +117,9 @@ class Auditor:
         seen = [await self._look(org, chunk) for chunk in chunks]
         audit.open = len(seen[0].cut.open_ids)
         await self._compare(org, seen, reader)
-        # What the rows know and the store did not: lost, or made since the store was asked.
+        # What rows or holds know and the store did not: lost, or made since the store was asked.
         known = {counter_name(key) for key in keys}
-        missing = [name for name in sorted(reader.tally.counters) if name not in known]
+        missing = sorted({*reader.tally.counters, *reader.kept_for_holds} - known)
         for chunk in _chunks([counter_key_of(org, name) for name in missing]):
             await self._compare(org, [await self._look(org, chunk)], reader)
         audit.last_seq = reader.tally.last_seq
@@ -143,7 +144,8 @@ class Auditor:
         for one in seen:
             due = held_by(one.cut.open_ids, reader.held)
             for key, fields in zip(one.keys, one.cut.counters, strict=True):
-                drifts += held_drift(key, fields, due[counter_name(key)])
+                name = counter_name(key)
+                drifts += held_drift(key, fields, due[name], reader.forget_at_ms(name))
         reader.wanted.clear()
         reader.held.clear()
 
@@ -157,6 +159,7 @@ class Auditor:
                 if record is not None and record.state is State.HELD:
                     names = map(counter_name, record.keys)
                     reader.held[id_] = dict(zip(names, record.held, strict=True))
+                    reader.keep(record.counters)
                 else:
                     reader.wanted.add(id_)
 

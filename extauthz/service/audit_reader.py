@@ -1,10 +1,10 @@
 """What an audit finds, and the books as it reads them: row by row, once, in bounded memory."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from extauthz.ledger import Row, RowGapError, RowOutcome, Tally
+from extauthz.ledger import Row, RowGapError, RowOutcome, Tally, counter_name
 from extauthz.service.drift import Drift
 
 _FINDINGS_MAX = 100
@@ -68,6 +68,8 @@ class BooksReader:
     """open at a cut, but ended when they were looked at: their rows say what they held"""
     held: dict[str, Mapping[str, int]] = field(default_factory=dict)
     """what each held on each counter, by its name"""
+    kept_for_holds: dict[str, int] = field(default_factory=dict)
+    """until when counters, by name, must be kept for those that hold something of them"""
     _ended: set[int] = field(default_factory=set)
     _rows: AsyncIterator[Row] | None = None
 
@@ -82,6 +84,18 @@ class BooksReader:
         """Add what was written meanwhile."""
         while await self._read_one():
             pass
+
+    def keep(self, counters: Iterable[tuple[str, int]]) -> None:
+        """Note the keys that an open reservation stands on, and until when each is kept for it."""
+        for key, forget_at_ms in counters:
+            name = counter_name(key)
+            self.kept_for_holds[name] = max(self.kept_for_holds.get(name, 0), forget_at_ms)
+
+    def forget_at_ms(self, counter: str) -> int:
+        """When a counter may be forgotten, by its rows and its holds; 0 where there is neither."""
+        known = self.tally.counters.get(counter)
+        by_rows = known.forget_at_ms if known else 0
+        return max(by_rows, self.kept_for_holds.get(counter, 0))
 
     async def _read_one(self) -> bool:
         row = None if self._rows is None else await anext(self._rows, None)

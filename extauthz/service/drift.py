@@ -21,6 +21,7 @@ class Drift:
     due: int
     corrections: tuple[Correction, ...]
     forget_at_ms: int
+    """when the books or who holds something of it let it be forgotten; 0 where neither knows it"""
 
     @property
     def counter(self) -> str:
@@ -58,12 +59,13 @@ def spent_drift(key: str, fields: Fields, tally: Tally, at_ms: int) -> list[Drif
     return [Drift(key, "spent", shown, due, corrections, counter.forget_at_ms)]
 
 
-def held_drift(key: str, fields: Fields, due: int) -> list[Drift]:
+def held_drift(key: str, fields: Fields, due: int, forget_at_ms: int) -> list[Drift]:
     """How what is held differs, if it does."""
     shown = fields.get("held", 0)
     if shown == due:
         return []
-    return [Drift(key, "held", shown, due, (Correction("held", fields.get("held"), due),), 0)]
+    corrections = (Correction("held", fields.get("held"), due),)
+    return [Drift(key, "held", shown, due, corrections, forget_at_ms)]
 
 
 def held_by(ids: Iterable[str], held: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:

@@ -124,6 +124,35 @@ async def test_a_counter_that_was_lost_is_found_and_made_again(
         assert client.pexpiretime(first.keys[1]) > now_ms()
 
 
+async def test_a_repair_of_what_is_held_lets_a_counter_be_forgotten_when_its_time_is_over(
+    store: RedisStore, any_server: Server
+) -> None:
+    """One that outlived the books' memory of it would be a drift once they have forgotten it."""
+    first = await some_calls(store)
+    with any_server.client() as client:
+        before = client.pexpiretime(first.keys[0])
+        client.hincrby(first.keys[0], "held", 5)
+
+        await auditor(store).repair(first.org, Everything(store, first.org), reason="x")
+
+        assert client.pexpiretime(first.keys[0]) == before
+
+
+async def test_a_lost_counter_that_only_open_calls_know_is_kept_as_long_as_they_need_it(
+    store: RedisStore, any_server: Server
+) -> None:
+    call = Call()
+    reserve = call.reserve(lease_ms=DAY_MS)
+    await store.reserve(reserve)
+    with any_server.client() as client:
+        client.delete(call.keys[0])
+
+        await auditor(store).repair(call.org, Everything(store, call.org), reason="lost")
+
+        assert client.pexpiretime(call.keys[0]) == reserve.holds[0].forget_at_ms
+    assert (await audited(store, call.org)).is_clean
+
+
 async def test_a_bucket_of_a_rolling_window_that_was_changed_is_found_and_set_right(
     store: RedisStore, any_server: Server
 ) -> None:

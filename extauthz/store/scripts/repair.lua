@@ -2,7 +2,7 @@
 -- Set a counter to what the books say, if it still shows what the audit saw, and write a row.
 --
 -- KEYS  1, 2 not used, 3 rows, 4 not used, 5 the counter
--- ARGV  1 id, 2 at_ms, 3 when the counter may be forgotten, 4 particulars,
+-- ARGV  1 id, 2 at_ms, 3 when the counter may be forgotten, if nothing says so yet, 4 particulars,
 --       then for each field: its name, what it showed ('' if it was not there), what it must show
 -- Reply {id, "repaired"}
 --       {id, "changed"}   it shows something else by now: nothing was changed
@@ -28,6 +28,8 @@ end
 for i = 5, #ARGV, 3 do
   redis.call('HSET', counter, ARGV[i], ARGV[i + 2])
 end
-remember_until(counter, forget_at_ms)
+if redis.call('PTTL', counter) < 0 then -- it was gone; one that outlives the books would be a drift
+  remember_until(counter, forget_at_ms)
+end
 write_row({ at_ms = at_ms, outcome = 'repair', id = id, particulars = particulars }, {})
 return { id, 'repaired' }

@@ -48,10 +48,11 @@ class Standing(Protocol):
         *,
         id_: str,
         at_ms: int,
+        seen_seq: int,
         forget_at_ms: int,
         particulars: str,
     ) -> bool:
-        """Set a counter if it still shows what was seen."""
+        """Set a counter if nothing has moved on it since it was seen."""
 
 
 class Records(Protocol):
@@ -89,7 +90,7 @@ class Auditor:
     async def repair(self, org: str, past: Past, *, reason: str) -> tuple[Audit, list[Drift]]:
         """Audit, and set each drifting counter to what the books say, each with a row.
 
-        A counter is set only if it still shows what was compared; one that moves is compared
+        A counter is set only if nothing has moved on it since it was compared, else it is compared
         again. Returns what was found, and what could not be set.
 
         Raises:
@@ -100,9 +101,10 @@ class Auditor:
         for key in dict.fromkeys(drift.key for drift in found):
             for _ in range(_REPAIRS_MAX):
                 reader.audit.drifts.clear()
-                await self._compare(org, [await self._look(org, [key])], reader)
+                seen = await self._look(org, [key])
+                await self._compare(org, [seen], reader)
                 now = list(reader.audit.drifts)
-                if not now or await self._set(org, key, now, reason):
+                if not now or await self._set(org, seen, now, reason):
                     break
             else:
                 left += now
@@ -163,8 +165,8 @@ class Auditor:
                 else:
                     reader.wanted.add(id_)
 
-    async def _set(self, org: str, key: str, drifts: Sequence[Drift], reason: str) -> bool:
-        at_ms = self._clock()
+    async def _set(self, org: str, seen: _Seen, drifts: Sequence[Drift], reason: str) -> bool:
+        at_ms, (key,) = self._clock(), seen.keys
         words = {
             "counter": counter_name(key),
             "reason": reason,
@@ -176,6 +178,7 @@ class Auditor:
             [correction for drift in drifts for correction in drift.corrections],
             id_=uuid7(at_ms),
             at_ms=at_ms,
+            seen_seq=seen.cut.last_seq,
             forget_at_ms=max(drift.forget_at_ms for drift in drifts) or at_ms + _KEPT_MS,
             particulars=json.dumps(words, separators=(",", ":")),
         )

@@ -105,16 +105,19 @@ class Bookkeeping:
         *,
         id_: str,
         at_ms: int,
+        seen_seq: int,
         forget_at_ms: int,
         particulars: str,
     ) -> bool:
-        """Set a counter, with a row; False if it shows something else by now.
+        """Set a counter, with a row; False if anything has moved on it after the row `seen_seq`.
+
+        `forget_at_ms` is for a counter that is gone; one that is there keeps its own.
 
         Raises:
             StoreError: nothing was changed.
         """
         check_keys(org, [key])
-        args = [id_, str(at_ms), str(forget_at_ms), particulars]
+        args = [id_, str(at_ms), str(forget_at_ms), particulars, str(seen_seq)]
         for one in corrections:
             shown = "" if one.shown is None else str(one.shown)
             args += [one.field, shown, str(one.due)]

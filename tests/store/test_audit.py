@@ -3,13 +3,23 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from ledger_calls import DAY_MS, Call, now_ms
 from servers import Server
 
-from extauthz.ledger import ClockSkewError, Hold, Reserve, Row, RowOutcome, Tally
+from extauthz.ledger import (
+    Balance,
+    ClockSkewError,
+    Hold,
+    Reserve,
+    Row,
+    RowOutcome,
+    Seal,
+    Tally,
+)
 from extauthz.service.audit import Auditor
 from extauthz.service.audit_reader import Audit
 from extauthz.store.base import rolling_counter_key
@@ -19,15 +29,19 @@ HOUR_MS = 3_600_000
 
 
 class Everything:
-    """All rows are still in the store."""
+    """All rows are still in the store, but for those that the test has put into `archived`."""
 
     def __init__(self, store: RedisStore, org: str) -> None:
         self._store, self._org = store, org
+        self.archived: list[Row] = []
 
     def checkpoint(self) -> Tally:
         return Tally()
 
     async def rows(self, after_seq: int) -> AsyncIterator[Row]:
+        for row in self.archived[after_seq:]:
+            yield row
+            after_seq = row.seq
         while rows := await self._store.rows(self._org, after_seq, 100):
             for row in rows:
                 yield row
@@ -151,6 +165,52 @@ async def test_a_lost_counter_that_only_open_calls_know_is_kept_as_long_as_they_
 
         assert client.pexpiretime(call.keys[0]) == reserve.holds[0].forget_at_ms
     assert (await audited(store, call.org)).is_clean
+
+
+class Between:
+    """The books of a store, in which something happens between looking and the first setting."""
+
+    def __init__(self, store: RedisStore, happening: Callable[[], Awaitable[object]]) -> None:
+        self._books, self._happening = store.bookkeeping, happening
+        self.counter_keys, self.cut = self._books.counter_keys, self._books.cut
+        self._has_happened = False
+
+    async def repair(self, *words: Any, **more: Any) -> bool:
+        if not self._has_happened:
+            self._has_happened = True
+            await self._happening()
+        return await self._books.repair(*words, **more)
+
+
+@pytest.mark.parametrize("is_archived", [False, True], ids=["row there", "row archived"])
+async def test_what_has_ended_between_looking_and_setting_is_not_held_again(
+    store: RedisStore, any_server: Server, is_archived: bool
+) -> None:
+    """The counter was lost and shows 0 before and after: only the row of the ending tells."""
+    first = Call()
+    second = first.sibling()
+    for call in (first, second):
+        await store.reserve(call.reserve(lease_ms=DAY_MS))
+    with any_server.client() as client:
+        client.delete(first.keys[0])
+    await store.settle(first.settle())
+
+    everything = Everything(store, first.org)
+
+    async def end_the_second() -> None:
+        await store.settle(second.settle())
+        if is_archived:
+            everything.archived = await store.rows(first.org, 0, 9)
+            at_ms = now_ms()
+            await store.claim_archive(first.org, "me", at_ms, at_ms + DAY_MS)
+            await store.seal(Seal(first.org, at_ms, "me", at_ms + DAY_MS, 0, 3, "hash"))
+            assert await store.rows(first.org, 0, 9) == []
+
+    auditor = Auditor(Between(store, end_the_second), store, now_ms)
+    _, left = await auditor.repair(first.org, everything, reason="lost")
+
+    assert left == []
+    assert await store.balances(first.org, first.keys, now_ms()) == (Balance(1400), Balance(140))
 
 
 async def test_a_bucket_of_a_rolling_window_that_was_changed_is_found_and_set_right(

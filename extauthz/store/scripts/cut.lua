@@ -12,13 +12,7 @@ assert(#ARGV == 1, 'one argument')
 if books_are_closed() then
   return { id, 'books_closed' }
 end
-local stream, last = redis.call('XINFO', 'STREAM', KEYS[ROWS]), nil
-for i = 1, #stream, 2 do
-  if stream[i] == 'last-generated-id' then
-    last = string.match(stream[i + 1], '-(%d+)$')
-  end
-end
-local reply = { id, 'cut', last, redis.call('ZRANGE', KEYS[LEASES], 0, -1) }
+local reply = { id, 'cut', as_text(last_row_seq()), redis.call('ZRANGE', KEYS[LEASES], 0, -1) }
 for i = FIRST_COUNTER, #KEYS do
   reply[#reply + 1] = redis.call('HGETALL', KEYS[i])
 end

@@ -65,6 +65,16 @@ local function books_are_closed()
   return redis.call('EXISTS', KEYS[ROWS]) == 0
 end
 
+-- The number of the last row that was ever written, whether it is still here or archived.
+local function last_row_seq()
+  local stream = redis.call('XINFO', 'STREAM', KEYS[ROWS])
+  for i = 1, #stream, 2 do
+    if stream[i] == 'last-generated-id' then
+      return tonumber(string.match(stream[i + 1], '%-(%d+)$'))
+    end
+  end
+end
+
 local function read_record(key)
   local flat = redis.call('HGETALL', key)
   if #flat == 0 then

@@ -30,14 +30,7 @@ end
 if (standing[2] or '0') ~= before then
   return { id, 'moved' }
 end
-local last
-local stream = redis.call('XINFO', 'STREAM', KEYS[ROWS])
-for i = 1, #stream, 2 do
-  if stream[i] == 'last-generated-id' then
-    last = string.match(stream[i + 1], '%-(%d+)$')
-  end
-end
-if tonumber(last) < tonumber(through) then
+if last_row_seq() < tonumber(through) then
   return { id, 'behind' }
 end
 redis.call('HSET', KEYS[ARCHIVE], 'until', until_ms, 'through', through, 'hash', hash)

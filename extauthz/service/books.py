@@ -54,9 +54,12 @@ async def _was_sealed_meanwhile(
     standing = await store.standing(org)
     if standing.through_seq <= after_seq:
         rest = await store.rows(org, after_seq, 1)
-        if rest and rest[0].seq != after_seq + 1:
+        if not rest or rest[0].seq == after_seq + 1:
+            return False
+        # The next row has left the store; if that was just now, the store says so by now.
+        standing = await store.standing(org)
+        if standing.through_seq <= after_seq:
             raise ArchiveError(f"row {after_seq + 1} of the org '{org}' is in no place")
-        return False
     if await asyncio.to_thread(lambda: archive.last_seq) <= after_seq:
         raise ArchiveError(
             f"{archive.storage.place}: ends at row {after_seq}, and the store has sealed rows up "

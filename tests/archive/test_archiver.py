@@ -1,7 +1,7 @@
 """Rows go from the store to the archive: none is lost, none stands there twice, whatever fails."""
 
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ledger_calls import Call, now_ms
 from servers import Server
 
 from extauthz.archive import Archive, ArchiveError, ArchiveWriter, BehindError, verify
-from extauthz.ledger import Seal, Sealed, Standing
+from extauthz.ledger import Row, Seal, Sealed, Standing
 from extauthz.metrics import Metrics
 from extauthz.service.archiver import Archiver
 from extauthz.service.books import all_rows
@@ -429,6 +429,58 @@ async def test_all_rows_are_read_without_a_gap_while_they_are_archived(place: Pl
 
     last = (await place.store.standing(ORG)).last_seq
     assert seen == list(range(1, last + 1))
+
+
+class Meanwhile:
+    """A store in which something happens each time after it was asked how far it is sealed."""
+
+    def __init__(self, store: Any, happening: Callable[[], Awaitable[None]]) -> None:
+        self._store, self._happening = store, happening
+        self.rows = store.rows
+
+    async def standing(self, org: str) -> Standing:
+        standing: Standing = await self._store.standing(org)
+        await self._happening()
+        return standing
+
+
+async def test_a_row_that_is_written_and_sealed_between_two_questions_is_no_gap(
+    place: Place,
+) -> None:
+    await place.write_rows(1)
+    archiver, happened = place.archiver(), 0
+    await archiver.look()
+
+    async def written_and_sealed_and_one_more_written() -> None:
+        nonlocal happened
+        happened += 1
+        if happened < 4:
+            await place.write_rows(1)
+            await archiver.look()
+            await place.write_rows(1)
+
+    store: Any = Meanwhile(place.store, written_and_sealed_and_one_more_written)
+    seen = [row.seq async for row in all_rows(place.archive, store, ORG)]
+
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) > 2
+
+
+async def test_a_row_that_the_store_has_lost_is_told(place: Place) -> None:
+    await place.write_rows(3)
+
+    class Lossy(Meanwhile):
+        async def without_the_third(self, org: str, after_seq: int, count: int) -> list[Row]:
+            rows: list[Row] = await self._store.rows(org, after_seq, count + 1)
+            return [row for row in rows if row.seq != 3][:count]
+
+    async def nothing() -> None:
+        pass
+
+    store: Any = Lossy(place.store, nothing)
+    store.rows = store.without_the_third
+    with pytest.raises(ArchiveError, match="row 3 of the org 'acme' is in no place"):
+        [row async for row in all_rows(place.archive, store, ORG)]
 
 
 async def test_rows_that_are_in_no_place_are_told(place: Place, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class _Seen:
     """A cut of some counters."""
 
     at_ms: int
+    """just after it: whatever had left a window by then may be gone from it"""
     keys: Sequence[str]
     cut: Cut
 
@@ -128,8 +129,8 @@ class Auditor:
         return reader
 
     async def _look(self, org: str, keys: Sequence[str]) -> _Seen:
-        at_ms = self._clock()
-        return _Seen(at_ms, keys, await self._standing.cut(org, keys))
+        cut = await self._standing.cut(org, keys)
+        return _Seen(self._clock(), keys, cut)
 
     async def _compare(self, org: str, seen: Sequence[_Seen], reader: BooksReader) -> None:
         drifts = reader.audit.drifts

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from extauthz.ledger import Counter, Tally, counter_name, oldest_bucket, width_of
+from extauthz.ledger import CLOCK_SKEW_MS_MAX, Counter, Tally, counter_name, oldest_bucket, width_of
 from extauthz.store.bookkeeping import Correction, Fields
 
 _NEARLY_FORGOTTEN_MS = 5_000
@@ -35,7 +35,10 @@ class Drift:
 
 
 def spent_drift(key: str, fields: Fields, tally: Tally, at_ms: int) -> list[Drift]:
-    """How what is spent differs, if it does; a counter about to be forgotten may be gone."""
+    """How what is spent differs at an instant after the cut, if it does.
+
+    A counter that is about to be forgotten may be gone.
+    """
     name, width_ms = counter_name(key), width_of(key)
     counter = tally.counters.get(name, Counter(0))
     if not fields and counter.forget_at_ms <= at_ms + _NEARLY_FORGOTTEN_MS:
@@ -45,7 +48,8 @@ def spent_drift(key: str, fields: Fields, tally: Tally, at_ms: int) -> list[Drif
         says = {"spent": counter.spent}
     else:
         says = {str(bucket): n for bucket, n in counter.buckets.items()}
-        oldest = oldest_bucket(at_ms, width_ms)
+        # A caller whose clock is ahead of ours may have dropped what is about to leave the window.
+        oldest = oldest_bucket(at_ms + 2 * CLOCK_SKEW_MS_MAX, width_ms)
         shows = {bucket: n for bucket, n in shows.items() if int(bucket) >= oldest}
         says = {bucket: n for bucket, n in says.items() if int(bucket) >= oldest}
     corrections = tuple(

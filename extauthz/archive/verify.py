@@ -1,5 +1,6 @@
 """Proving a whole archive: each line, each checkpoint, the head, and that nothing else is there."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -7,10 +8,14 @@ from extauthz.archive import checkpoint
 from extauthz.archive.archive import HEAD, Archive, Head
 from extauthz.archive.errors import ArchiveError
 from extauthz.archive.segment import Segment, Step, Walk
-from extauthz.ledger import RowGapError, Tally
+from extauthz.ledger import Endings, RowGapError, Tally
 
 FINDINGS_MAX = 100
 """What more there is says nothing new, and each costs memory."""
+
+_TOLD_MS = 35 * 86_400_000
+"""What was charged twice before that counts in no window any more, but for `total` and the year;
+and as no row is ever taken back, it would be told for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Verification:
 
     Attributes:
         findings: in the order of the files; none in an archive that is what was written.
+        ended_twice: calls with two endings, so charged twice, within the last 35 days of the rows:
+            the archive is what was written all the same. At most `FINDINGS_MAX`, the last ones.
         has_more: there are more than are listed.
         head: how far the archive goes, by its own account.
         rows: how many were read.
@@ -44,6 +51,7 @@ class Verification:
     """
 
     findings: list[Finding] = field(default_factory=list)
+    ended_twice: list[Finding] = field(default_factory=list)
     has_more: bool = False
     head: Head | None = None
     rows: int = 0
@@ -77,6 +85,8 @@ class _Verifier:
         self._found = Verification()
         self._tally: Tally | None = Tally()
         self._at_ms = 0
+        self._endings = Endings()
+        self._ended_twice: deque[tuple[int, Finding]] = deque(maxlen=FINDINGS_MAX)
         self._walk = Walk(archive.storage, archive.chain, hash=archive.chain.origin)
 
     def run(self) -> Verification:
@@ -90,6 +100,8 @@ class _Verifier:
         for segment in segments:
             self._segment(segment, is_last=segment == segments[-1])
         self._end(segments)
+        told_from_ms = self._at_ms - _TOLD_MS
+        found.ended_twice = [what for at_ms, what in self._ended_twice if at_ms >= told_from_ms]
         # After the walk: what a service has begun meanwhile is no stranger.
         for name in self._strangers():
             found.add(Finding(name, "does not belong to the archive"))
@@ -122,6 +134,10 @@ class _Verifier:
         self._found.unconfirmed_rows += is_after_head
         self._found.change_nanousd += step.row.change_nanousd
         self._at_ms = step.row.at_ms
+        if step.fault is None and self._endings.is_second(step.row):
+            what = f"the call {step.row.id} has ended before"
+            told = Finding(segment.name, what, step.line, step.seq)
+            self._ended_twice.append((step.row.at_ms, told))
         if step.seq in self._known_seqs:
             self._found.hash_of[step.seq] = step.hash.hex()
         if head and step.seq == head.seq and step.hash != head.hash:

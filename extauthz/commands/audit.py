@@ -64,7 +64,7 @@ async def _audit(desk: Desk, options: argparse.Namespace) -> None:
         else:
             audit = await auditor.audit(org, past)
             left = audit.drifts
-        audit.findings += [str(finding) for finding in proof.findings]
+        audit.findings += [str(finding) for finding in (*proof.findings, *proof.ended_twice)]
         is_clean &= not left and not audit.findings
         repaired = [drift for drift in audit.drifts if drift not in left]
         if options.json:

@@ -73,6 +73,7 @@ from extauthz.ledger.commands import (
     fits_all,
 )
 from extauthz.ledger.counter import Counter
+from extauthz.ledger.endings import Endings
 from extauthz.ledger.keys import KEYS_MAX, Key, KeyGone
 from extauthz.ledger.overrides import (
     Applied,
@@ -108,6 +109,7 @@ __all__ = [
     "Counter",
     "CounterRangeError",
     "Ending",
+    "Endings",
     "Hold",
     "HoldsMismatchError",
     "Key",

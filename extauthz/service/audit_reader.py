@@ -4,19 +4,10 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from extauthz.ledger import Row, RowGapError, RowOutcome, Tally, counter_name
+from extauthz.ledger import Row, RowGapError, Tally, counter_name
 from extauthz.service.drift import Drift
 
 _FINDINGS_MAX = 100
-_FIRST_ENDINGS = frozenset(
-    {
-        RowOutcome.SETTLED,
-        RowOutcome.RELEASED,
-        RowOutcome.ABANDONED,
-        RowOutcome.EXPIRED_UNCONFIRMED,
-        RowOutcome.RECOVERED,
-    }
-)
 
 
 class Past(Protocol):
@@ -70,7 +61,6 @@ class BooksReader:
     """what each held on each counter, by its name"""
     kept_for_holds: dict[str, int] = field(default_factory=dict)
     """until when counters, by name, must be kept for those that hold something of them"""
-    _ended: set[int] = field(default_factory=set)
     _rows: AsyncIterator[Row] | None = None
 
     async def read_to(self, seq: int) -> None:
@@ -116,10 +106,6 @@ class BooksReader:
         return True
 
     def _note(self, row: Row) -> None:
-        if row.outcome in _FIRST_ENDINGS:
-            if (mark := hash(row.id)) in self._ended:
-                self.find(f"row {row.seq}: the reservation {row.id} has ended before")
-            self._ended.add(mark)
         if row.id in self.wanted and any(posting.held for posting in row.postings):
             self.held[row.id] = {posting.counter: posting.held for posting in row.postings}
 

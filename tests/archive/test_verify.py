@@ -13,6 +13,7 @@ from archived import KEY, ORG, archive_in, archived, some_rows
 from extauthz.archive import Archive, ArchiveWriter, Chain, line_of, verify
 from extauthz.archive.archive import Head
 from extauthz.archive.chain import with_hash
+from extauthz.ledger import RowOutcome
 
 KEYS = pytest.mark.parametrize("key", [None, KEY], ids=["without a key", "with a key"])
 FIRST, SECOND, THIRD = (f"{first:016d}.jsonl" for first in (1, 11, 21))
@@ -281,3 +282,28 @@ def test_more_findings_than_anybody_reads_are_not_all_kept(tmp_path: Path) -> No
     verification = verify(archive)
     assert len(verification.findings) == 100
     assert verification.has_more
+
+
+def test_a_call_that_has_ended_twice_is_told_though_nobody_has_changed_the_archive(
+    tmp_path: Path,
+) -> None:
+    """Its first ending lies segments before its second."""
+    rows = some_rows(1, 25)
+    rows[23] = replace(rows[23], id="call-3", outcome=RowOutcome.RECOVERED)
+    ArchiveWriter(archive_in(tmp_path), rows_per_segment=10).append(rows)
+
+    verification = verify(archive_in(tmp_path))
+
+    assert verification.findings == []
+    (told,) = verification.ended_twice
+    assert (told.file, told.line, told.seq) == (THIRD, 5, 24)
+    assert "call-3 has ended before" in told.what
+
+
+def test_a_call_that_has_ended_twice_long_ago_is_told_no_longer(tmp_path: Path) -> None:
+    rows = some_rows(1, 25)
+    rows[5] = replace(rows[5], id="call-3")
+    rows[24] = replace(rows[24], at_ms=rows[5].at_ms + 35 * 86_400_000 + 1)
+    ArchiveWriter(archive_in(tmp_path)).append(rows)
+
+    assert verify(archive_in(tmp_path)).ended_twice == []

@@ -41,10 +41,12 @@ class Books:
         self._url = server.url
 
     def write_rows(self, count: int, *, archived: bool = True) -> None:
+        self.write_calls(*(Call(org=ORG) for _ in range(count)), archived=archived)
+
+    def write_calls(self, *calls: Call, archived: bool = True) -> None:
         async def write() -> None:
             store = RedisStore.from_url(self._url, command_timeout_s=10)
-            for _ in range(count):
-                call = Call(org=ORG)
+            for call in calls:
                 await store.reserve(call.reserve(100, limit=10**9, lease_ms=60_000))
                 await store.settle(call.settle(12))
             archiver = Archiver(
@@ -57,8 +59,11 @@ class Books:
         asyncio.run(write())
 
     def verify(self, *more: str) -> int:
+        return self.run("ledger", "verify", *more)
+
+    def run(self, *words: str) -> int:
         try:
-            main(["ledger", "verify", "-c", str(self.config), *more])
+            main([*words, "-c", str(self.config)])
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -177,3 +182,18 @@ def test_a_store_that_has_lost_rows_is_found(
 
     assert books.verify() == 1
     assert "the store has lost rows" in said(capsys)
+
+
+def test_a_call_that_was_charged_twice_is_told_by_the_audit_for_the_archive_is_as_it_was_written(
+    books: Books, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The counters agree with the rows, and the hashes too: only both rows together tell."""
+    call = Call(org=ORG)
+    books.write_calls(call)
+    with server.client() as client:
+        client.delete(f"xa1:{{{ORG}}}:r:{call.id}")
+    books.write_calls(call)
+
+    assert books.verify() == 0
+    assert books.run("audit") == 1
+    assert f"the call {call.id} has ended before" in said(capsys)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from extauthz.ledger import Counter, Posting, Row, RowOutcome, State, Tally, width_of
+from extauthz.ledger import Counter, Posting, Row, RowOutcome, State, Tally, oldest_bucket, width_of
 from extauthz.store.base import counter_key_of
 from extauthz.store.bookkeeping import Fields
 
@@ -66,9 +66,11 @@ def written_off(
         if shown != counter.spent:
             yield at_ms, Posting(name, 0, shown, counter.spent, forget_at_ms)
         return
-    for bucket, spent in list(counter.buckets.items()):
-        shown = fields.get(str(bucket), 0)
-        if shown != spent:
+    shown_in = {int(name): amount for name, amount in fields.items() if name != "held"}
+    oldest = oldest_bucket(at_ms, width_ms)
+    for bucket in sorted(shown_in.keys() | counter.buckets.keys()):
+        shown, spent = shown_in.get(bucket, 0), counter.buckets.get(bucket, 0)
+        if shown != spent and bucket >= oldest:  # no older one counts
             yield bucket * width_ms, Posting(name, 0, shown, spent, forget_at_ms)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,12 @@ class Books:
             for key in client.scan_iter(f"xa1:{{{self.org}}}:*"):
                 client.delete(key)
 
+    def counter_ends(self) -> dict[str, int]:
+        """When each counter will be forgotten."""
+        with self.server.client() as client:
+            keys = list(client.scan_iter(f"xa1:{{{self.org}}}:c:*"))
+            return {str(key): client.pexpiretime(key) for key in keys}
+
     def snapshot(self) -> dict[str, bytes]:
         with redis.Redis(unix_socket_path=str(self.server.socket)) as client:
             keys = client.scan_iter(f"xa1:{{{self.org}}}:*")
@@ -86,6 +93,11 @@ class Books:
 
     def rebuilder(self) -> Rebuilder:
         return Rebuilder(self.store, self.store.bookkeeping, self.archive, now_ms, DAY_MS)
+
+    def archive_elsewhere(self, directory: Path) -> None:
+        """Go on with what is in another directory, as after the loss of the archive's disk."""
+        self.archive = Archive(ArchiveDirectory(directory), Chain(self.org))
+        self.writer = ArchiveWriter(self.archive)
 
     async def balances(self) -> Any:
         return await self.store.balances(self.org, self.call.keys, now_ms())
@@ -108,7 +120,7 @@ class Books:
 
 @pytest.fixture
 def books(store: RedisStore, any_server: Server, tmp_path: Path) -> Books:
-    return Books(store, any_server, tmp_path)
+    return Books(store, any_server, tmp_path / "books")
 
 
 async def settled(books: Books, cost: int = 700) -> Call:
@@ -513,6 +525,108 @@ async def test_a_lost_call_is_recovered_in_a_window_of_which_no_row_is_left(book
     balances = await books.store.balances(books.org, keys, now_ms())
     assert [balance.spent for balance in balances] == [1600, 900]
     assert await books.is_clean()
+
+
+async def paused(books: Books, id_: str, change: Change = Change.PAUSE) -> None:
+    at_ms = now_ms()
+    await books.store.override(Override(id_, books.org, at_ms, change, "agent:bot", at_ms + DAY_MS))
+
+
+@pytest.mark.parametrize("copy", ["none", "an older one", "another one"])
+async def test_a_whole_store_is_not_set_back_to_an_archive_that_lacks_what_was_sealed(
+    books: Books, tmp_path: Path, copy: str
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    if copy == "an older one":
+        shutil.copytree(tmp_path / "books", tmp_path / "copy")
+    await settled(books, 40)
+    await books.seal()
+    if copy == "another one":
+        rows = [replace(row, id=f"not {row.id}") for row in books.archive.rows()]
+        ArchiveWriter(Archive(ArchiveDirectory(tmp_path / "copy"), Chain(books.org))).append(rows)
+    await books.trim()
+    before = await books.balances()
+    books.archive_elsewhere(tmp_path / "copy")
+
+    with pytest.raises(RebuildError, match="older copy, or another archive"):
+        await books.rebuilder().rebuild(books.org, reason="it looked wrong")
+
+    assert await books.balances() == before
+    assert (await books.store.reserve(books.call.sibling().reserve())) is not None
+
+
+@pytest.mark.parametrize("copy", ["none", "an older one"])
+async def test_going_on_with_a_whole_store_keeps_all_that_it_shows(
+    books: Books, tmp_path: Path, copy: str
+) -> None:
+    """The archive's disk is gone: what is spent, paused and ended is known to the store alone."""
+    corrected, open_still = books.call.sibling(), books.call.sibling()
+    await books.store.reserve(corrected.reserve(lease_ms=-1))
+    await books.store.expire(books.org, now_ms(), DAY_MS, 9)
+    await paused(books, "first")
+    await books.seal()
+    await books.trim()
+    if copy == "an older one":
+        shutil.copytree(tmp_path / "books", tmp_path / "copy")
+    await paused(books, "over", Change.RESUME)
+    await books.store.settle(corrected.settle(100))
+    one = await settled(books)
+    await books.store.reserve(open_still.reserve(lease_ms=DAY_MS))
+    await paused(books, "second")
+    await books.seal()
+    await books.trim()
+    await settled(books, 5)  # not archived yet
+    before, ends = await books.balances(), books.counter_ends()
+    overrides = await books.store.overrides(books.org, now_ms())
+    books.archive_elsewhere(tmp_path / "copy")
+
+    await books.rebuilder().go_on(books.org, reason="the disk has died")
+
+    assert await books.balances() == before
+    assert all(books.counter_ends()[key] >= end for key, end in ends.items())
+    assert await books.store.overrides(books.org, now_ms()) == overrides
+    assert await books.is_clean()
+    assert any("the disk has died" in row.particulars for row in books.archive.rows())
+    for call, cost in ((corrected, 100), (one, 700)):
+        assert (await books.store.settle(call.settle(cost))).outcome is Outcome.DUPLICATE
+    assert (await books.store.settle(open_still.settle(1000))).outcome is Outcome.SETTLED
+    assert await books.is_clean()
+
+
+async def test_going_on_keeps_what_a_rolling_window_shows(books: Books, tmp_path: Path) -> None:
+    call = books.call
+    reserve, settle = call.reserve(lease_ms=DAY_MS), call.settle()
+    key = rolling_counter_key(books.org, "rolling", 3_600_000)
+    await books.store.reserve(replace(reserve, holds=(replace(reserve.holds[0], key=key),)))
+    await books.store.settle(replace(settle, charges=(replace(settle.charges[0], key=key),)))
+    await books.seal()
+    await books.trim()
+    books.archive_elsewhere(tmp_path / "new")
+
+    await books.rebuilder().go_on(books.org, reason="x")
+
+    assert (await books.store.balances(books.org, [key], now_ms()))[0].spent == 700
+    assert await books.is_clean()
+
+
+async def test_books_that_another_service_archives_are_not_gone_on_with(
+    books: Books, tmp_path: Path
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    at_ms = now_ms()
+    await books.store.claim_archive(books.org, "archiver", at_ms, at_ms + DAY_MS)
+    before = await books.balances()
+    books.archive_elsewhere(tmp_path / "of another host")
+
+    with pytest.raises(RebuildError, match="another data_dir archives the rows"):
+        await books.rebuilder().go_on(books.org, reason="x")
+
+    assert await books.balances() == before
+    assert (await books.store.reserve(books.call.sibling().reserve())) is not None
 
 
 async def test_an_org_that_has_lost_nothing_keeps_no_other_from_its_rebuild(

@@ -344,8 +344,9 @@ class Rebuilder:
     async def _restore_overrides(self, org: str, books: ArchivedBooks, result: Rebuilt) -> None:
         """What operators had changed holds as it would, had nothing been lost."""
         book, now_ms = OverrideBook(), self._clock()
-        for row in books.overrides.values():
+        for row in books.overrides:
             command = self._override_in(org, row)
+            book.ids.pop(command.id, None)  # it was forgotten, or there would not be this row
             result.overrides += book.apply(command) is Applied.APPLIED
             if command.forget_at_ms > now_ms:
                 await self._bookkeeping.restore_override_id(

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 import redis
 from ledger_calls import DAY_MS, Call, now_ms
-from servers import Server
+from servers import Server, until
 
 from extauthz.archive import Archive, ArchiveDirectory, ArchiveWriter, Chain, verify
 from extauthz.commands.audit import rebuild_orgs
@@ -79,6 +79,10 @@ class Books:
         with self.server.client() as client:
             keys = list(client.scan_iter(f"xa1:{{{self.org}}}:c:*"))
             return {str(key): client.pexpiretime(key) for key in keys}
+
+    def is_override_known(self, id_: str) -> bool:
+        with self.server.client() as client:
+            return bool(client.exists(f"xa1:{{{self.org}}}:o:{id_}"))
 
     def snapshot(self) -> dict[str, bytes]:
         with redis.Redis(unix_socket_path=str(self.server.socket)) as client:
@@ -485,6 +489,97 @@ async def test_what_a_store_that_was_set_back_holds_is_not_charged_if_it_has_end
     assert await books.is_clean()
     await books.store.expire(books.org, now_ms(), DAY_MS, 9)
     assert [(b.spent, b.held) for b in await books.balances()] == [(300, 0), (30, 0)]
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["held again", "unknown again"])
+async def test_a_call_that_was_given_back_and_then_billed_by_a_store_that_was_set_back_is_charged(
+    books: Books, is_known: bool
+) -> None:
+    call = books.call.sibling()
+    await settled(books, 40)
+    before_it = books.snapshot()
+    await books.store.reserve(call.reserve(lease_ms=DAY_MS))
+    old = books.snapshot() if is_known else before_it
+    assert (await books.store.release(call.release())).outcome is Outcome.RELEASED
+    await books.seal()
+    books.go_back_to(old)
+    outcome = (await books.store.settle(call.settle(700))).outcome
+    assert outcome is (Outcome.SETTLED if is_known else Outcome.RECOVERED)
+
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="set back")
+
+    assert (rebuilt.adopted, rebuilt.contradicted) == (1, 0)
+    assert list(books.archive.rows())[-1].outcome is RowOutcome.ANOMALY
+    assert [(b.spent, b.held) for b in await books.balances()] == [(740, 0), (74, 0)]
+    assert (await books.store.settle(call.settle(700))).outcome is Outcome.DUPLICATE
+    assert await books.is_clean()
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["held again", "unknown again"])
+async def test_a_call_that_its_lease_was_charged_for_and_is_proven_free_afterwards_is_free(
+    books: Books, is_known: bool
+) -> None:
+    call = books.call.sibling()
+    await settled(books, 40)
+    before_it = books.snapshot()
+    await books.store.reserve(call.reserve(lease_ms=-1))
+    old = books.snapshot() if is_known else before_it
+    await books.store.expire(books.org, now_ms(), DAY_MS, 9)
+    await books.seal()
+    books.go_back_to(old)
+    assert (await books.store.release(call.release())).outcome is Outcome.RELEASED
+
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="set back")
+
+    assert (rebuilt.adopted, rebuilt.contradicted) == (1, 0)
+    row = list(books.archive.rows())[-1]
+    assert (row.outcome, row.change_nanousd) == (RowOutcome.LATE, -row.cost_before_nanousd)
+    assert [(b.spent, b.held) for b in await books.balances()] == [(40, 0), (4, 0)]
+    assert await books.store.unconfirmed_ids(books.org) == []
+    assert (await books.store.release(call.release())).outcome is Outcome.DUPLICATE
+    assert await books.is_clean()
+
+
+async def test_an_override_whose_id_was_used_again_is_in_force_again(books: Books) -> None:
+    """An id is forgotten when what it changed has ended: another incident may bear its name."""
+    first_ms = now_ms()
+    first = Override(
+        "incident", books.org, first_ms, Change.PAUSE, "agent:bot", first_ms + 1, until_ms=first_ms
+    )
+    await books.store.override(first)
+    await asyncio.to_thread(until, lambda: not books.is_override_known("incident"))
+    await paused(books, "incident")
+    before = await books.store.overrides(books.org, now_ms())
+    assert "agent:bot" in before.pauses
+    await books.seal()
+
+    books.lose_everything()
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="flushed")
+
+    assert await books.store.overrides(books.org, now_ms()) == before
+    assert rebuilt.overrides == 2
+
+
+@pytest.mark.parametrize("is_repeat", [True, False], ids=["a repeat", "another one"])
+async def test_what_operators_told_a_store_that_was_set_back_holds_once(
+    books: Books, is_repeat: bool
+) -> None:
+    at_ms = now_ms()
+    await settled(books)
+    old = books.snapshot()
+    first = Override("o", books.org, at_ms, Change.TOP_UP, "b", at_ms + DAY_MS, 7, note="by ann")
+    await books.store.override(first)
+    await books.seal()
+    books.go_back_to(old)
+    again = replace(first, at_ms=now_ms(), note="by bob")
+    if not is_repeat:
+        again = replace(again, amount=5)
+    assert (await books.store.override(again)).value == "applied"
+
+    await books.rebuilder().rebuild(books.org, reason="set back")
+
+    (top_up,) = (await books.store.overrides(books.org, now_ms())).budgets["b"].top_ups
+    assert top_up.amount == (7 if is_repeat else 12)
 
 
 async def test_of_two_rebuilds_at_once_the_second_finds_nothing_to_do(books: Books) -> None:

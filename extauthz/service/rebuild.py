@@ -156,7 +156,7 @@ class Rebuilder:
         """Whether rows are missing here that the store has seen archived, or are other ones."""
         standing = await self._ledger.standing(org)
         through = standing.through_seq
-        if through > self._archive.last_seq:
+        if max(through, standing.archived_seq) > self._archive.last_seq:
             return True
         return bool(through) and self._archive.hash_at(through) != standing.hash
 
@@ -292,6 +292,8 @@ class Rebuilder:
 
     def _is_whole(self, standing: Standing, stream: Sequence[Row], last_read: int) -> bool:
         """Whether the store knows of every row that is archived, and has every one that is not."""
+        if standing.behind:
+            return False
         through = standing.through_seq
         first = stream[0].seq if stream else last_read + 1
         if not last_read or last_read < self._archive.last_seq or first > through + 1:

@@ -622,6 +622,52 @@ async def test_a_lost_call_is_recovered_in_a_window_of_which_no_row_is_left(book
     assert await books.is_clean()
 
 
+async def test_who_was_told_that_the_store_is_behind_hears_no_more_of_it_after_a_rebuild(
+    books: Books,
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    old = books.snapshot()
+    await settled(books, 40)
+    await books.seal()
+    books.go_back_to(old)
+    await books.store.note_behind(books.org, now_ms(), books.archive.last_seq, "it was set back")
+
+    await books.rebuilder().rebuild(books.org, reason="set back")
+
+    assert (await books.store.standing(books.org)).behind == ""
+    assert (await books.balances())[0].spent == 740
+
+
+async def test_an_archive_with_fewer_rows_than_the_one_that_misses_some_is_refused(
+    books: Books,
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    last_seq = books.archive.last_seq
+    await books.store.note_behind(books.org, now_ms(), last_seq + 1, "it was set back")
+
+    with pytest.raises(RebuildError, match="older copy"):
+        await books.rebuilder().rebuild(books.org, reason="set back")
+
+
+async def test_archived_books_are_not_begun_anew_by_a_host_that_never_saw_them(
+    books: Books, any_server: Server
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    with books.server.client() as client:
+        client.delete(f"xa1:{{{books.org}}}:rows")
+    fresh = RedisStore.from_url(any_server.url, command_timeout_s=10)
+
+    with pytest.raises(BooksClosedError):
+        await fresh.reserve(books.call.sibling().reserve())
+    await fresh.close()
+
+
 async def paused(books: Books, id_: str, change: Change = Change.PAUSE) -> None:
     at_ms = now_ms()
     await books.store.override(Override(id_, books.org, at_ms, change, "agent:bot", at_ms + DAY_MS))

@@ -153,10 +153,15 @@ class Rebuilder:
         return result
 
     async def _lacks_what_is_sealed(self, org: str) -> bool:
-        """Whether rows are missing here that the store has seen archived, or are other ones."""
+        """Whether rows are missing here that the store has seen archived, or are other ones.
+
+        What is trimmed was archived, also where the store has forgotten how far that was.
+        """
         standing = await self._ledger.standing(org)
+        rows = await self._ledger.rows(org, 0, 1)
+        trimmed_seq = rows[0].seq - 1 if rows else standing.last_seq
         through = standing.through_seq
-        if max(through, standing.archived_seq) > self._archive.last_seq:
+        if max(through, trimmed_seq, standing.archived_seq) > self._archive.last_seq:
             return True
         return bool(through) and self._archive.hash_at(through) != standing.hash
 

@@ -622,6 +622,28 @@ async def test_a_lost_call_is_recovered_in_a_window_of_which_no_row_is_left(book
     assert await books.is_clean()
 
 
+@pytest.mark.parametrize("rows_since", [0, 1])
+async def test_rows_that_were_trimmed_were_archived_whatever_the_store_remembers_of_that(
+    books: Books, tmp_path: Path, rows_since: int
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    for _ in range(rows_since):
+        await settled(books, 40)
+    with books.server.client() as client:
+        client.delete(f"xa1:{{{books.org}}}:archive")
+    before = await books.balances()
+    books.archive_elsewhere(tmp_path / "new")
+
+    with pytest.raises(RebuildError, match="older copy"):
+        await books.rebuilder().rebuild(books.org, reason="x")
+    await books.rebuilder().go_on(books.org, reason="the disk has died")
+
+    assert await books.balances() == before
+    assert await books.is_clean()
+
+
 async def test_who_was_told_that_the_store_is_behind_hears_no_more_of_it_after_a_rebuild(
     books: Books,
 ) -> None:

@@ -41,6 +41,11 @@ class Books:
             self._sealing = replace(self._sealing, holder=holder, until_ms=until_ms)
         return self.standing
 
+    def note_behind(self, archived_seq: int, why: str | None) -> None:
+        """Say that rows which are archived are missing here; None: not any more."""
+        archived_seq = archived_seq if why else 0
+        self._sealing = replace(self._sealing, behind=why or "", archived_seq=archived_seq)
+
     def seal(self, command: Seal) -> Sealed:
         """Drop the rows that are archived."""
         if self._sealing.holder != command.holder:

@@ -14,6 +14,9 @@ class Standing:
         hash: what the archive's line of that one carries; an archive without it is another one.
         holder: who archives them; nobody else may until `until_ms`.
         until_ms: when anybody may.
+        behind: why these books must not be believed: rows that are archived are missing in them, as
+            a service that has the archive has said; nothing while nobody has.
+        archived_seq: the last row that it has; who has fewer cannot say otherwise.
     """
 
     last_seq: int = 0
@@ -21,6 +24,8 @@ class Standing:
     hash: str = ""
     holder: str = ""
     until_ms: int = 0
+    behind: str = ""
+    archived_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)

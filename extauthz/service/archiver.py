@@ -58,8 +58,11 @@ class OrgArchiver:
         """
         try:
             return await self._look()
-        except (ArchiveError, BehindError):
+        except (ArchiveError, BehindError) as error:
             self._writer = None
+            with suppress(StoreError, ClockSkewError):
+                if isinstance(error, BehindError):
+                    await self._tell_others(str(error))
             # Whoever has the right archive must not wait for one that has another.
             with suppress(StoreError, ClockSkewError):
                 await self._claim(0)
@@ -81,20 +84,27 @@ class OrgArchiver:
             await self._must_be_new()
             return False
         self.standing = standing
-        if standing.holder != self._holder:
-            self._writer = None
-            self._must_not_be_behind(
-                standing, await asyncio.to_thread(lambda: self._archive.last_seq)
-            )
+        is_holder = standing.holder == self._holder
+        if standing.behind or not is_holder:
+            self._writer = None  # what was said of the store is looked into from the beginning
+            archived_seq = await asyncio.to_thread(lambda: self._archive.last_seq)
+            self._must_not_be_behind(standing, archived_seq)
+            if standing.behind and (not is_holder or archived_seq < standing.archived_seq):
+                raise BehindError(standing.behind)
+        if not is_holder:
             return False
         with self._archive.storage.lock() as is_ours:
             if not is_ours:  # they are rebuilt
                 self._writer = None
+                if standing.behind:
+                    raise BehindError(standing.behind)
                 return False
             if not await self._is_at_the_end(standing):
                 self._writer = await self._open(standing)
             assert self._writer is not None
             self._must_not_be_behind(standing, self._writer.last_seq)
+            if standing.behind:
+                await self._store.note_behind(self._org, self._clock(), 0, None)
             await self._archive_all(self._writer)
         return True
 
@@ -140,6 +150,17 @@ class OrgArchiver:
     async def _claim(self, for_ms: int) -> Standing:
         at_ms = self._clock()
         return await self._store.claim_archive(self._org, self._holder, at_ms, at_ms + for_ms)
+
+    async def _tell_others(self, why: str) -> None:
+        """Who has no archive sees nothing of it, and would go on granting."""
+        standing = await self._store.standing(self._org)
+        if standing.behind == why:
+            return
+        last_seq = await asyncio.to_thread(lambda: self._archive.last_seq)
+        through = standing.through_seq
+        if through and await asyncio.to_thread(self._archive.hash_at, through) != standing.hash:
+            return  # this is another archive than the one that the store's books are in
+        await self._store.note_behind(self._org, self._clock(), last_seq, why)
 
     async def _must_be_new(self) -> None:
         last_seq = await asyncio.to_thread(lambda: self._archive.last_seq)

@@ -110,11 +110,19 @@ class Rebuilder:
 
         Raises:
             NothingToRebuildError: the store has all that the archive has.
-            RebuildError: rows are written meanwhile.
+            RebuildError: rows are written meanwhile, or the archive lacks rows that the store has
+                seen archived: what the store shows as spent is all that is known of them.
             StoreError: begin again; until then the books are closed.
         """
         result = Rebuilt()
         async with self._writer() as writer:
+            if await self._lacks_what_is_sealed(org):
+                raise RebuildError(
+                    f"{self._archive.storage.place}: lacks rows of the org '{org}' that were "
+                    "archived, so this is an older copy, or another archive: put the right one "
+                    "back, or run it where that is; if it is lost for good, --go-on goes on with "
+                    "what the store shows"
+                )
             books = await self._adopt(org, writer, result)
             await self._restore(org, books, writer, {"rebuilt": reason}, result)
         return result
@@ -122,20 +130,55 @@ class Rebuilder:
     async def go_on(self, org: str, *, reason: str) -> Rebuilt:
         """Open the books with what the store still shows as spent; the rest is written off.
 
-        The rows that write it off keep the reason, so that books and counters agree. Limits, pauses
-        and the memory of what has ended are put back: nothing is charged twice, and nobody let in.
+        The rows that say so keep the reason, so that books and counters agree. Limits, pauses and
+        the memory of what has ended are put back: nothing is charged twice, and nobody let in.
+        Where the archive lacks what was archived, the store's own are the later ones, and stay.
 
         Raises:
             NothingToRebuildError: the store has all that the archive has.
-            RebuildError: rows are written meanwhile.
+            RebuildError: rows are written meanwhile, or archived by another service.
             StoreError: begin again; until then the books are closed.
         """
         result = Rebuilt()
         async with self._writer() as writer:
+            store_is_later = await self._lacks_what_is_sealed(org)
+            if store_is_later:
+                await self._must_not_be_archived(org)
             books = await self._adopt(org, writer, result)
             await self._write_off(org, books, writer, reason)
-            await self._restore(org, books, writer, {"gone on without": reason}, result)
+            if store_is_later:
+                await self._leave_what_is_known(org, books)
+            words = {"gone on without": reason}
+            await self._restore(org, books, writer, words, result, keep_overrides=store_is_later)
         return result
+
+    async def _lacks_what_is_sealed(self, org: str) -> bool:
+        """Whether rows are missing here that the store has seen archived, or are other ones.
+
+        What is trimmed was archived, also where the store has forgotten how far that was.
+        """
+        standing = await self._ledger.standing(org)
+        rows = await self._ledger.rows(org, 0, 1)
+        trimmed_seq = rows[0].seq - 1 if rows else standing.last_seq
+        through = standing.through_seq
+        if max(through, trimmed_seq, standing.archived_seq) > self._archive.last_seq:
+            return True
+        return bool(through) and self._archive.hash_at(through) != standing.hash
+
+    async def _must_not_be_archived(self, org: str) -> None:
+        standing = await self._ledger.standing(org)
+        if standing.last_seq and standing.until_ms > self._clock():
+            raise RebuildError(
+                f"a service with another data_dir archives the rows of the org '{org}', and has "
+                "all of them: run it there; if that archive is to be given up, stop the service"
+            )
+
+    async def _leave_what_is_known(self, org: str, books: ArchivedBooks) -> None:
+        """An ending that the store remembers may have been corrected since it was archived."""
+        ids = list(books.endings)
+        for at in range(0, len(ids), _ROWS_AT_ONCE):
+            for id_ in await self._ledger.reservations(org, ids[at : at + _ROWS_AT_ONCE]):
+                del books.endings[id_]
 
     async def _restore(
         self,
@@ -144,23 +187,28 @@ class Rebuilder:
         writer: ArchiveWriter,
         words: dict[str, str],
         result: Rebuilt,
+        *,
+        keep_overrides: bool = False,
     ) -> None:
         await self._restore_endings(org, books, result)
         await self._restore_counters(org, books, result)
-        await self._restore_overrides(org, books, result)
+        if not keep_overrides:
+            await self._restore_overrides(org, books, result)
         result.last_seq = writer.last_seq
         await self._open(org, writer, words)
 
     async def _write_off(
         self, org: str, books: ArchivedBooks, writer: ArchiveWriter, reason: str
     ) -> None:
-        """Let the rows say what the counters of the store show."""
+        """Let the rows say what the counters of the store show, more or less than the archive."""
         at_ms = self._clock()
-        particulars = json.dumps({"written off": reason}, separators=(",", ":"))
-        live = books.live(at_ms)
-        shown = await self._bookkeeping.counters(org, [counter_key_of(org, name) for name in live])
-        for (name, counter), fields in zip(list(live.items()), shown, strict=True):
+        counters = await self._counters(org, books, at_ms)
+        shown = await self._bookkeeping.counters(
+            org, [counter_key_of(org, name) for name in counters]
+        )
+        for (name, counter), fields in zip(list(counters.items()), shown, strict=True):
             for charged_at_ms, posting in written_off(name, counter, fields, at_ms):
+                word = "written off" if posting.change < 0 else "taken over"
                 row = Row(
                     writer.last_seq + 1,
                     at_ms,
@@ -168,10 +216,25 @@ class Rebuilder:
                     "books",
                     charged_at_ms=charged_at_ms,
                     postings=(posting,),
-                    particulars=particulars,
+                    particulars=json.dumps({word: reason}, separators=(",", ":")),
                 )
                 writer.append([row])
                 books.add(row, is_remembered=False)
+
+    async def _counters(self, org: str, books: ArchivedBooks, at_ms: int) -> dict[str, Counter]:
+        """All that the archive knows, and with nothing spent those that only the store has.
+
+        None is forgotten sooner than the store would: one that lasts may be on no row here.
+        """
+        counters = books.live(at_ms)
+        keys = await self._bookkeeping.counter_keys(org)
+        ends = await self._bookkeeping.forget_times(org, keys)
+        for key, forget_at_ms in zip(keys, ends, strict=True):
+            name = counter_name(key)
+            counter = books.tally.counters.get(name) or Counter(at_ms + _KEPT_MS)
+            counter.forget_at_ms = max(counter.forget_at_ms, forget_at_ms)
+            counters[name] = counter
+        return counters
 
     @asynccontextmanager
     async def _writer(self) -> AsyncIterator[ArchiveWriter]:
@@ -234,6 +297,8 @@ class Rebuilder:
 
     def _is_whole(self, standing: Standing, stream: Sequence[Row], last_read: int) -> bool:
         """Whether the store knows of every row that is archived, and has every one that is not."""
+        if standing.behind:
+            return False
         through = standing.through_seq
         first = stream[0].seq if stream else last_read + 1
         if not last_read or last_read < self._archive.last_seq or first > through + 1:
@@ -259,11 +324,8 @@ class Rebuilder:
             result.endings += 1
 
     async def _restore_counters(self, org: str, books: ArchivedBooks, result: Rebuilt) -> None:
-        now_ms = self._clock()
         held = await self._held(org, books)
-        counters = books.live(now_ms)
-        for key in await self._bookkeeping.counter_keys(org):
-            counters.setdefault(counter_name(key), Counter(now_ms + _KEPT_MS))
+        counters = await self._counters(org, books, self._clock())
         for name, counter in counters.items():
             if width_of(name) is None:
                 fields = {"spent": counter.spent}
@@ -289,8 +351,9 @@ class Rebuilder:
     async def _restore_overrides(self, org: str, books: ArchivedBooks, result: Rebuilt) -> None:
         """What operators had changed holds as it would, had nothing been lost."""
         book, now_ms = OverrideBook(), self._clock()
-        for row in books.overrides.values():
+        for row in books.overrides:
             command = self._override_in(org, row)
+            book.ids.pop(command.id, None)  # it was forgotten, or there would not be this row
             result.overrides += book.apply(command) is Applied.APPLIED
             if command.forget_at_ms > now_ms:
                 await self._bookkeeping.restore_override_id(

@@ -162,6 +162,13 @@ class LedgerStore(Protocol):
     async def seal(self, command: Seal) -> Sealed:
         """Trim rows that are archived; only for who archives them, and from where they ended."""
 
+    async def note_behind(self, org: str, at_ms: int, archived_seq: int, why: str | None) -> None:
+        """Tell all who share the store that it lacks rows that are archived; None: no longer.
+
+        Whoever claims the archive is told, and books that are not there are not opened anew.
+        `archived_seq` is the last row of the archive that shows it.
+        """
+
     async def standing(self, org: str) -> Standing:
         """How far the rows of an org are sealed, and by whom."""
 

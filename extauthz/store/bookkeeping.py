@@ -97,6 +97,16 @@ class Bookkeeping:
             found += [{name: int(n) for name, n in pairs(flat).items()} for flat in replies]
         return found
 
+    async def forget_times(self, org: str, keys: Sequence[str]) -> list[int]:
+        """When each counter may be forgotten; 0 for one that is not there."""
+        check_keys(org, keys)
+        ends: list[int] = []
+        for at in range(0, len(keys), _SCANNED_AT_ONCE):
+            chunk = keys[at : at + _SCANNED_AT_ONCE]
+            replies = await self._courier.read(org, *(("PEXPIRETIME", key) for key in chunk))
+            ends += [max(0, int(reply)) for reply in replies]
+        return ends
+
     async def repair(
         self,
         org: str,

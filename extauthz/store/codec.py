@@ -208,7 +208,8 @@ def open_call(
 ) -> Call:
     """See `scripts/open.lua`."""
     args = (OPENING_ID, str(at_ms), str(first_seq), outcome.value, particulars)
-    return Call(script.OPEN, org, own_keys(org, OPENING_ID), args)
+    keys = (archive_key(org), *own_keys(org, OPENING_ID)[1:])
+    return Call(script.OPEN, org, keys, args)
 
 
 def claim_call(org: str, id_: str, holder: str, at_ms: int, until_ms: int) -> Call:
@@ -226,11 +227,17 @@ def seal_call(command: Seal, id_: str) -> Call:
     return Call(script.SEAL, org, keys, args)
 
 
+def behind_call(org: str, id_: str, at_ms: int, archived_seq: int, why: str | None) -> Call:
+    """See `scripts/behind.lua`."""
+    args = (id_, str(at_ms), str(archived_seq), why or "")
+    return Call(script.BEHIND, org, (archive_key(org),), args)
+
+
 def claimed(reply: Sequence[str]) -> Standing:
     """The answer of `scripts/claim.lua`."""
-    _, _, holder, until_ms, through, hash_, last = reply
+    _, _, holder, until_ms, through, hash_, last, behind, archived = reply
     fields = {"holder": holder, "until": until_ms, "through": through, "hash": hash_}
-    return standing_in(fields, int(last))
+    return standing_in({**fields, "behind": behind, "archived": archived}, int(last))
 
 
 def standing_in(fields: dict[str, str], last_seq: int) -> Standing:
@@ -241,6 +248,8 @@ def standing_in(fields: dict[str, str], last_seq: int) -> Standing:
         fields.get("hash", ""),
         fields.get("holder", ""),
         int(fields.get("until", 0)),
+        fields.get("behind", ""),
+        int(fields.get("archived", 0)),
     )
 
 

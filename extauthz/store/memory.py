@@ -156,6 +156,10 @@ class MemoryStore:
         """See `LedgerStore`."""
         return self._opened(command.org, command.at_ms).books.seal(command)
 
+    async def note_behind(self, org: str, at_ms: int, archived_seq: int, why: str | None) -> None:
+        """See `LedgerStore`."""
+        self._timely(org, at_ms).books.note_behind(archived_seq, why)
+
     async def standing(self, org: str) -> Standing:
         """See `LedgerStore`."""
         return self._ledgers[org].books.standing
@@ -171,6 +175,8 @@ class MemoryStore:
         if org in self._expected:
             return self._opened(org, at_ms)
         ledger = self._timely(org, at_ms)
+        if ledger.books.standing.behind and not ledger.books.last_seq:
+            raise BooksClosedError(org)
         ledger.books.open(at_ms)
         return ledger
 

@@ -38,6 +38,7 @@ from extauthz.store.bookkeeping import Bookkeeping
 from extauthz.store.cluster import ClusterTopology
 from extauthz.store.codec import (
     SKEW,
+    behind_call,
     check_replicas,
     checked,
     claim_call,
@@ -256,6 +257,10 @@ class RedisStore(RedisReads):
         """See `LedgerStore`."""
         _, sealed = await self._run(seal_call(command, uuid4().hex))
         return Sealed(sealed)
+
+    async def note_behind(self, org: str, at_ms: int, archived_seq: int, why: str | None) -> None:
+        """See `LedgerStore`."""
+        await self._run(behind_call(org, uuid4().hex, at_ms, archived_seq, why))
 
     async def check_ready(self) -> None:
         """See `LedgerStore`."""

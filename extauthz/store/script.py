@@ -41,6 +41,7 @@ REPAIR = _load("repair.lua")
 RESTORE = _load("restore.lua")
 CLAIM = _load("claim.lua")
 SEAL = _load("seal.lua")
+BEHIND = _load("behind.lua")
 
 
 @dataclass(frozen=True, slots=True)

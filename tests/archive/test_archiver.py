@@ -372,6 +372,98 @@ async def test_a_store_that_is_set_back_while_it_is_archived_is_behind(place: Pl
     assert archiver.behind(ORG) is None
 
 
+async def set_back(place: Place) -> None:
+    """Six rows are archived, and the store has four."""
+    source = Place(MemoryStore(), place.directory)
+    await source.write_rows(5)
+    await source.archiver().look()
+    await place.write_rows(3)
+
+
+async def test_hosts_without_the_archive_hear_that_the_store_is_behind(
+    place: Place, tmp_path: Path
+) -> None:
+    await set_back(place)
+    elsewhere = Place(place.store, tmp_path / "elsewhere")
+    other = elsewhere.archiver(holder="other")
+
+    await place.archiver(holder="first").look()
+    await other.look()
+
+    assert "end at row 4 in the store" in str(other.behind(ORG))
+    assert elsewhere.archive.last_seq == 0, "its rows are not the beginning of another archive"
+    assert len(await place.store.rows(ORG, 0, 9)) == 4
+
+
+async def test_a_host_without_the_archive_takes_no_call_on_a_store_that_was_set_back(
+    own_store: RedisStore, tmp_path: Path
+) -> None:
+    place = Place(own_store, tmp_path / "books")
+    await set_back(place)
+    store = RedisStore(own_store._courier)
+    await store.reserve(Call(org=ORG).reserve())
+    other = Place(store, tmp_path / "elsewhere").archiver(holder="other")
+
+    await place.archiver(holder="first").look()
+    await other.look()
+
+    with pytest.raises(BooksClosedError, match="end at row 4 in the store"):
+        await store.reserve(Call(org=ORG).reserve())
+
+
+async def test_only_who_has_the_archive_can_say_that_a_store_is_whole_again(
+    place: Place, tmp_path: Path
+) -> None:
+    await place.write_rows(5)
+    first = place.archiver(holder="first")
+    other = Place(place.store, tmp_path / "elsewhere").archiver(holder="other")
+    await first.look()
+    await first.finish()
+    await place.store.note_behind(ORG, now_ms(), 6, "it was set back")
+
+    await other.look()
+    assert str(other.behind(ORG)) == "it was set back"
+    assert (await place.store.standing(ORG)).behind == "it was set back"
+
+    await first.look()
+    await other.look()
+    assert (first.behind(ORG), other.behind(ORG)) == (None, None)
+    assert (await place.store.standing(ORG)).behind == ""
+
+
+async def test_a_store_stays_behind_while_it_is_rebuilt(place: Place) -> None:
+    source = Place(MemoryStore(), place.directory)
+    await source.write_rows(5)
+    await source.archiver().look()
+    await place.write_rows(9)  # it has gone on since, to as many rows
+    archiver = place.archiver()
+    await archiver.look()
+
+    with place.archive.storage.lock() as is_ours:
+        assert is_ours
+        await archiver.look()
+
+    assert isinstance(archiver.behind(ORG), BehindError)
+
+
+async def test_who_has_another_archive_says_of_no_store_that_it_is_behind(
+    place: Place, tmp_path: Path
+) -> None:
+    """As one that was given up with `ledger rebuild --go-on`, on a host that is still there."""
+    await place.write_rows(5)
+    await place.archiver(holder="first").look()
+    other = Place(MemoryStore(), tmp_path / "given up")
+    await other.write_rows(9)
+    await other.archiver().look()
+    other.store = place.store
+    archiver = other.archiver(holder="other")
+
+    await archiver.look()
+
+    assert isinstance(archiver.behind(ORG), BehindError)
+    assert (await place.store.standing(ORG)).behind == ""
+
+
 class Switch:
     def __init__(self, store: Any) -> None:
         self.store = store

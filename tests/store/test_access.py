@@ -196,6 +196,7 @@ async def everything_else(url: str, folder: Path) -> None:
         archive = Archive(ArchiveDirectory(folder / "books"), Chain(org))
         writer = ArchiveWriter(archive)
         writer.append(rows)
+        await store.note_behind(org, now_ms(), 0, None)
         await store.claim_archive(org, "me", now_ms(), now_ms() + DAY_MS)
         seal = Seal(org, now_ms(), "me", now_ms() + DAY_MS, 0, writer.last_seq, writer.last_hash)
         assert await store.seal(seal) is Sealed.SEALED

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from uuid import uuid4
 import pytest
 import redis
 from ledger_calls import DAY_MS, Call, now_ms
-from servers import Server
+from servers import Server, until
 
 from extauthz.archive import Archive, ArchiveDirectory, ArchiveWriter, Chain, verify
 from extauthz.commands.audit import rebuild_orgs
@@ -73,6 +74,16 @@ class Books:
             for key in client.scan_iter(f"xa1:{{{self.org}}}:*"):
                 client.delete(key)
 
+    def counter_ends(self) -> dict[str, int]:
+        """When each counter will be forgotten."""
+        with self.server.client() as client:
+            keys = list(client.scan_iter(f"xa1:{{{self.org}}}:c:*"))
+            return {str(key): client.pexpiretime(key) for key in keys}
+
+    def is_override_known(self, id_: str) -> bool:
+        with self.server.client() as client:
+            return bool(client.exists(f"xa1:{{{self.org}}}:o:{id_}"))
+
     def snapshot(self) -> dict[str, bytes]:
         with redis.Redis(unix_socket_path=str(self.server.socket)) as client:
             keys = client.scan_iter(f"xa1:{{{self.org}}}:*")
@@ -86,6 +97,11 @@ class Books:
 
     def rebuilder(self) -> Rebuilder:
         return Rebuilder(self.store, self.store.bookkeeping, self.archive, now_ms, DAY_MS)
+
+    def archive_elsewhere(self, directory: Path) -> None:
+        """Go on with what is in another directory, as after the loss of the archive's disk."""
+        self.archive = Archive(ArchiveDirectory(directory), Chain(self.org))
+        self.writer = ArchiveWriter(self.archive)
 
     async def balances(self) -> Any:
         return await self.store.balances(self.org, self.call.keys, now_ms())
@@ -108,7 +124,7 @@ class Books:
 
 @pytest.fixture
 def books(store: RedisStore, any_server: Server, tmp_path: Path) -> Books:
-    return Books(store, any_server, tmp_path)
+    return Books(store, any_server, tmp_path / "books")
 
 
 async def settled(books: Books, cost: int = 700) -> Call:
@@ -475,6 +491,97 @@ async def test_what_a_store_that_was_set_back_holds_is_not_charged_if_it_has_end
     assert [(b.spent, b.held) for b in await books.balances()] == [(300, 0), (30, 0)]
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["held again", "unknown again"])
+async def test_a_call_that_was_given_back_and_then_billed_by_a_store_that_was_set_back_is_charged(
+    books: Books, is_known: bool
+) -> None:
+    call = books.call.sibling()
+    await settled(books, 40)
+    before_it = books.snapshot()
+    await books.store.reserve(call.reserve(lease_ms=DAY_MS))
+    old = books.snapshot() if is_known else before_it
+    assert (await books.store.release(call.release())).outcome is Outcome.RELEASED
+    await books.seal()
+    books.go_back_to(old)
+    outcome = (await books.store.settle(call.settle(700))).outcome
+    assert outcome is (Outcome.SETTLED if is_known else Outcome.RECOVERED)
+
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="set back")
+
+    assert (rebuilt.adopted, rebuilt.contradicted) == (1, 0)
+    assert list(books.archive.rows())[-1].outcome is RowOutcome.ANOMALY
+    assert [(b.spent, b.held) for b in await books.balances()] == [(740, 0), (74, 0)]
+    assert (await books.store.settle(call.settle(700))).outcome is Outcome.DUPLICATE
+    assert await books.is_clean()
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["held again", "unknown again"])
+async def test_a_call_that_its_lease_was_charged_for_and_is_proven_free_afterwards_is_free(
+    books: Books, is_known: bool
+) -> None:
+    call = books.call.sibling()
+    await settled(books, 40)
+    before_it = books.snapshot()
+    await books.store.reserve(call.reserve(lease_ms=-1))
+    old = books.snapshot() if is_known else before_it
+    await books.store.expire(books.org, now_ms(), DAY_MS, 9)
+    await books.seal()
+    books.go_back_to(old)
+    assert (await books.store.release(call.release())).outcome is Outcome.RELEASED
+
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="set back")
+
+    assert (rebuilt.adopted, rebuilt.contradicted) == (1, 0)
+    row = list(books.archive.rows())[-1]
+    assert (row.outcome, row.change_nanousd) == (RowOutcome.LATE, -row.cost_before_nanousd)
+    assert [(b.spent, b.held) for b in await books.balances()] == [(40, 0), (4, 0)]
+    assert await books.store.unconfirmed_ids(books.org) == []
+    assert (await books.store.release(call.release())).outcome is Outcome.DUPLICATE
+    assert await books.is_clean()
+
+
+async def test_an_override_whose_id_was_used_again_is_in_force_again(books: Books) -> None:
+    """An id is forgotten when what it changed has ended: another incident may bear its name."""
+    first_ms = now_ms()
+    first = Override(
+        "incident", books.org, first_ms, Change.PAUSE, "agent:bot", first_ms + 1, until_ms=first_ms
+    )
+    await books.store.override(first)
+    await asyncio.to_thread(until, lambda: not books.is_override_known("incident"))
+    await paused(books, "incident")
+    before = await books.store.overrides(books.org, now_ms())
+    assert "agent:bot" in before.pauses
+    await books.seal()
+
+    books.lose_everything()
+    rebuilt = await books.rebuilder().rebuild(books.org, reason="flushed")
+
+    assert await books.store.overrides(books.org, now_ms()) == before
+    assert rebuilt.overrides == 2
+
+
+@pytest.mark.parametrize("is_repeat", [True, False], ids=["a repeat", "another one"])
+async def test_what_operators_told_a_store_that_was_set_back_holds_once(
+    books: Books, is_repeat: bool
+) -> None:
+    at_ms = now_ms()
+    await settled(books)
+    old = books.snapshot()
+    first = Override("o", books.org, at_ms, Change.TOP_UP, "b", at_ms + DAY_MS, 7, note="by ann")
+    await books.store.override(first)
+    await books.seal()
+    books.go_back_to(old)
+    again = replace(first, at_ms=now_ms(), note="by bob")
+    if not is_repeat:
+        again = replace(again, amount=5)
+    assert (await books.store.override(again)).value == "applied"
+
+    await books.rebuilder().rebuild(books.org, reason="set back")
+
+    (top_up,) = (await books.store.overrides(books.org, now_ms())).budgets["b"].top_ups
+    assert top_up.amount == (7 if is_repeat else 12)
+
+
 async def test_of_two_rebuilds_at_once_the_second_finds_nothing_to_do(books: Books) -> None:
     await settled(books)
     old = books.snapshot()
@@ -513,6 +620,176 @@ async def test_a_lost_call_is_recovered_in_a_window_of_which_no_row_is_left(book
     balances = await books.store.balances(books.org, keys, now_ms())
     assert [balance.spent for balance in balances] == [1600, 900]
     assert await books.is_clean()
+
+
+@pytest.mark.parametrize("rows_since", [0, 1])
+async def test_rows_that_were_trimmed_were_archived_whatever_the_store_remembers_of_that(
+    books: Books, tmp_path: Path, rows_since: int
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    for _ in range(rows_since):
+        await settled(books, 40)
+    with books.server.client() as client:
+        client.delete(f"xa1:{{{books.org}}}:archive")
+    before = await books.balances()
+    books.archive_elsewhere(tmp_path / "new")
+
+    with pytest.raises(RebuildError, match="older copy"):
+        await books.rebuilder().rebuild(books.org, reason="x")
+    await books.rebuilder().go_on(books.org, reason="the disk has died")
+
+    assert await books.balances() == before
+    assert await books.is_clean()
+
+
+async def test_who_was_told_that_the_store_is_behind_hears_no_more_of_it_after_a_rebuild(
+    books: Books,
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    old = books.snapshot()
+    await settled(books, 40)
+    await books.seal()
+    books.go_back_to(old)
+    await books.store.note_behind(books.org, now_ms(), books.archive.last_seq, "it was set back")
+
+    await books.rebuilder().rebuild(books.org, reason="set back")
+
+    assert (await books.store.standing(books.org)).behind == ""
+    assert (await books.balances())[0].spent == 740
+
+
+async def test_an_archive_with_fewer_rows_than_the_one_that_misses_some_is_refused(
+    books: Books,
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    last_seq = books.archive.last_seq
+    await books.store.note_behind(books.org, now_ms(), last_seq + 1, "it was set back")
+
+    with pytest.raises(RebuildError, match="older copy"):
+        await books.rebuilder().rebuild(books.org, reason="set back")
+
+
+async def test_archived_books_are_not_begun_anew_by_a_host_that_never_saw_them(
+    books: Books, any_server: Server
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    with books.server.client() as client:
+        client.delete(f"xa1:{{{books.org}}}:rows")
+    fresh = RedisStore.from_url(any_server.url, command_timeout_s=10)
+
+    with pytest.raises(BooksClosedError):
+        await fresh.reserve(books.call.sibling().reserve())
+    await fresh.close()
+
+
+async def paused(books: Books, id_: str, change: Change = Change.PAUSE) -> None:
+    at_ms = now_ms()
+    await books.store.override(Override(id_, books.org, at_ms, change, "agent:bot", at_ms + DAY_MS))
+
+
+@pytest.mark.parametrize("copy", ["none", "an older one", "another one"])
+async def test_a_whole_store_is_not_set_back_to_an_archive_that_lacks_what_was_sealed(
+    books: Books, tmp_path: Path, copy: str
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    if copy == "an older one":
+        shutil.copytree(tmp_path / "books", tmp_path / "copy")
+    await settled(books, 40)
+    await books.seal()
+    if copy == "another one":
+        rows = [replace(row, id=f"not {row.id}") for row in books.archive.rows()]
+        ArchiveWriter(Archive(ArchiveDirectory(tmp_path / "copy"), Chain(books.org))).append(rows)
+    await books.trim()
+    before = await books.balances()
+    books.archive_elsewhere(tmp_path / "copy")
+
+    with pytest.raises(RebuildError, match="older copy, or another archive"):
+        await books.rebuilder().rebuild(books.org, reason="it looked wrong")
+
+    assert await books.balances() == before
+    assert (await books.store.reserve(books.call.sibling().reserve())) is not None
+
+
+@pytest.mark.parametrize("copy", ["none", "an older one"])
+async def test_going_on_with_a_whole_store_keeps_all_that_it_shows(
+    books: Books, tmp_path: Path, copy: str
+) -> None:
+    """The archive's disk is gone: what is spent, paused and ended is known to the store alone."""
+    corrected, open_still = books.call.sibling(), books.call.sibling()
+    await books.store.reserve(corrected.reserve(lease_ms=-1))
+    await books.store.expire(books.org, now_ms(), DAY_MS, 9)
+    await paused(books, "first")
+    await books.seal()
+    await books.trim()
+    if copy == "an older one":
+        shutil.copytree(tmp_path / "books", tmp_path / "copy")
+    await paused(books, "over", Change.RESUME)
+    await books.store.settle(corrected.settle(100))
+    one = await settled(books)
+    await books.store.reserve(open_still.reserve(lease_ms=DAY_MS))
+    await paused(books, "second")
+    await books.seal()
+    await books.trim()
+    await settled(books, 5)  # not archived yet
+    before, ends = await books.balances(), books.counter_ends()
+    overrides = await books.store.overrides(books.org, now_ms())
+    books.archive_elsewhere(tmp_path / "copy")
+
+    await books.rebuilder().go_on(books.org, reason="the disk has died")
+
+    assert await books.balances() == before
+    assert all(books.counter_ends()[key] >= end for key, end in ends.items())
+    assert await books.store.overrides(books.org, now_ms()) == overrides
+    assert await books.is_clean()
+    assert any("the disk has died" in row.particulars for row in books.archive.rows())
+    for call, cost in ((corrected, 100), (one, 700)):
+        assert (await books.store.settle(call.settle(cost))).outcome is Outcome.DUPLICATE
+    assert (await books.store.settle(open_still.settle(1000))).outcome is Outcome.SETTLED
+    assert await books.is_clean()
+
+
+async def test_going_on_keeps_what_a_rolling_window_shows(books: Books, tmp_path: Path) -> None:
+    call = books.call
+    reserve, settle = call.reserve(lease_ms=DAY_MS), call.settle()
+    key = rolling_counter_key(books.org, "rolling", 3_600_000)
+    await books.store.reserve(replace(reserve, holds=(replace(reserve.holds[0], key=key),)))
+    await books.store.settle(replace(settle, charges=(replace(settle.charges[0], key=key),)))
+    await books.seal()
+    await books.trim()
+    books.archive_elsewhere(tmp_path / "new")
+
+    await books.rebuilder().go_on(books.org, reason="x")
+
+    assert (await books.store.balances(books.org, [key], now_ms()))[0].spent == 700
+    assert await books.is_clean()
+
+
+async def test_books_that_another_service_archives_are_not_gone_on_with(
+    books: Books, tmp_path: Path
+) -> None:
+    await settled(books)
+    await books.seal()
+    await books.trim()
+    at_ms = now_ms()
+    await books.store.claim_archive(books.org, "archiver", at_ms, at_ms + DAY_MS)
+    before = await books.balances()
+    books.archive_elsewhere(tmp_path / "of another host")
+
+    with pytest.raises(RebuildError, match="another data_dir archives the rows"):
+        await books.rebuilder().go_on(books.org, reason="x")
+
+    assert await books.balances() == before
+    assert (await books.store.reserve(books.call.sibling().reserve())) is not None
 
 
 async def test_an_org_that_has_lost_nothing_keeps_no_other_from_its_rebuild(

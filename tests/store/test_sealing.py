@@ -137,6 +137,36 @@ async def test_books_that_are_expected_and_there_go_on(store: LedgerStore) -> No
     assert (await store.standing(call.org)).last_seq == 4
 
 
+async def test_whoever_claims_the_archive_hears_that_the_store_is_behind(
+    store: LedgerStore,
+) -> None:
+    org = (await with_rows(store, 3)).org
+    await claimed(store, org, "me")
+    await store.note_behind(org, now_ms(), 9, "rows are lost")
+
+    for told in (await claimed(store, org, "you"), await store.standing(org)):
+        assert (told.behind, told.archived_seq, told.holder) == ("rows are lost", 9, "me")
+
+    await store.seal(seal(org, 0, 2))
+    assert (await store.standing(org)).behind == "rows are lost"
+    await store.note_behind(org, now_ms(), 0, None)
+    told = await claimed(store, org, "you")
+    assert (told.behind, told.archived_seq, told.through_seq) == ("", 0, 2)
+
+
+async def test_books_that_somebody_misses_are_not_opened_anew_by_a_host_that_never_saw_them(
+    store: LedgerStore,
+) -> None:
+    call = Call()
+    await store.note_behind(call.org, now_ms(), 9, "rows are lost")
+
+    with pytest.raises(BooksClosedError):
+        await store.reserve(call.reserve())
+
+    await store.note_behind(call.org, now_ms(), 0, None)
+    await store.reserve(call.reserve())
+
+
 async def test_a_store_that_is_full_still_lets_rows_be_sealed(own_valkey: Server) -> None:
     store = RedisStore.from_url(own_valkey.url, command_timeout_s=10)
     try:
@@ -146,5 +176,6 @@ async def test_a_store_that_is_full_still_lets_rows_be_sealed(own_valkey: Server
         await claimed(store, org)
 
         assert await store.seal(seal(org, 0, 3)) is Sealed.SEALED
+        await store.note_behind(org, now_ms(), 9, "rows are lost")
     finally:
         await store.close()

@@ -113,6 +113,10 @@ class Step:
     is_torn: bool = False
 
 
+CUT_OFF = "is cut off"
+"""The fault of a line without an end: the last one, which may just be being written."""
+
+
 @dataclass(slots=True)
 class Walk:
     """Goes from line to line and sees whether each follows from the one before.
@@ -142,7 +146,8 @@ class Walk:
         self.header = None
         for number, (line, end) in enumerate(_lines(self.storage, segment.name), 1):
             if not line.endswith(b"\n") or b"\0" in line:
-                yield Step(number, end, self.next_seq, fault="is cut off", is_torn=True)
+                fault = "holds zero bytes" if line.endswith(b"\n") else CUT_OFF
+                yield Step(number, end, self.next_seq, fault=fault, is_torn=True)
                 return
             yield self._step(segment, number, end, line[:-1])
 

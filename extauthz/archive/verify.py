@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from extauthz.archive import checkpoint
 from extauthz.archive.archive import HEAD, Archive, Head
 from extauthz.archive.errors import ArchiveError
-from extauthz.archive.segment import Segment, Step, Walk
+from extauthz.archive.segment import CUT_OFF, Segment, Step, Walk
 from extauthz.ledger import Endings, RowGapError, Tally
 
 FINDINGS_MAX = 100
@@ -119,7 +119,7 @@ class _Verifier:
     def _step(self, segment: Segment, step: Step, *, is_last: bool) -> None:
         head = self._found.head
         is_after_head = head is None or step.seq > head.seq
-        if step.is_torn and is_last and is_after_head:
+        if step.fault == CUT_OFF and is_last and is_after_head:
             return  # a crash, or a line that is just being written
         if step.fault:
             # A missing or changed row makes every later sum another one: that says nothing new.

@@ -270,6 +270,15 @@ def test_rows_after_the_head_are_counted_and_a_torn_line_is_none(tmp_path: Path)
     assert (verification.unconfirmed_rows, verification.last_seq) == (2, 25)
 
 
+def test_lines_behind_a_zero_byte_after_the_head_are_told(tmp_path: Path) -> None:
+    archive = archived(tmp_path, 23)
+    with (tmp_path / THIRD).open("ab") as file:
+        file.write(b"\0\n" + b'{"seq":24}\n')
+
+    (finding,) = verify(archive).findings
+    assert "zero bytes" in str(finding)
+
+
 def test_more_findings_than_anybody_reads_are_not_all_kept(tmp_path: Path) -> None:
     archive = archive_in(tmp_path)
     ArchiveWriter(archive).append(some_rows(1, 300))

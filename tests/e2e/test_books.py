@@ -224,13 +224,21 @@ def test_a_reader_that_leaves_ends_the_command_quietly(sidecar: Sidecar) -> None
         assert (done.returncode, done.stderr) == (0, b""), words
 
 
+# A shell without job control starts what it puts in the background with SIGINT ignored, for good.
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("extauthz", run_name="__main__")
+"""
+
+
 def test_following_shows_each_row_once_over_a_restart_of_the_store(sidecar: Sidecar) -> None:
     words = ["ledger", "tail", "-n", "0", "-f", "--json", "--agent", "followed"]
     log = sidecar.dir / "followed.jsonl"
     errors = sidecar.dir / "followed.err"
     with log.open("w") as out, errors.open("w") as err:
         follower = subprocess.Popen(
-            [sys.executable, "-m", "extauthz", *words, "-c", str(sidecar.config_path)],
+            [sys.executable, "-c", INTERRUPTIBLE, *words, "-c", str(sidecar.config_path)],
             stdout=out,
             stderr=err,
             env=os.environ,

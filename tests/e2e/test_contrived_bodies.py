@@ -60,7 +60,10 @@ def sidecar() -> Iterator[Sidecar]:
 
 def peak_mb(pid: int) -> int:
     """The most memory a process has ever had; 0 for one that has just ended."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
     return sum(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM:"))
 
 

@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PROTOS := $(wildcard protos/extauthz/pb/*.proto)
 # Tests kill and freeze real processes, and a crowded machine can outrun their patience: a failure is
 # tried once more, and the summary counts it as "rerun". What fails twice has failed.
-PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --reruns 1 -raR
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder --reruns 1 -raR
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-full tightness bench fuzz check lock format protos envoy-yaml clean
@@ -34,7 +34,7 @@ install: $(INSTALLED) ## make .venv with everything in it
 demo: $(INSTALLED) ## watch a runaway agent being stopped at its limit
 	@$(BIN)/extauthz demo
 
-test: $(INSTALLED) ## all tests, with real Envoy and Valkey (JOBS=2)
+test: $(INSTALLED) ## all tests, with real Envoy and Valkey (JOBS=3)
 	$(PYTEST) -m 'not full'
 
 test-full: $(INSTALLED) ## the same at their longer sizes too

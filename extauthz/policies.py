@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import NamedTuple
 
 from extauthz.identity import KeyRule, Rule
 from extauthz.ledger import Hold
@@ -198,8 +199,7 @@ class Upstream:
         return next((price for price in self.fixed_prices if price.is_of(method, path)), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One budget's part in a call: its hold, and what is needed to show it."""
 
     budget: Budget | None

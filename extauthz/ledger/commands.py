@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from extauthz.ledger.caps import ROOM_MAX, CapRange, Slope
 from extauthz.ledger.keys import KeyGone
@@ -75,13 +76,17 @@ class Hold:
         """The room without which the call is refused."""
         return self.amount if self.least is None else self.least
 
-    def under(self, cap: int | None) -> "Hold":
+    def amount_under(self, cap: int | None) -> int:
         """What is held once the cap is known."""
+        return self.amount if cap is None or self.slope is None else self.slope.at(cap)
+
+    def under(self, cap: int | None) -> "Hold":
+        """This hold once the cap is known."""
         if cap is None or self.slope is None:
             return self
         return Hold(
             self.key,
-            self.slope.at(cap),
+            self.amount_under(cap),
             self.limit,
             self.forget_at_ms,
             self.enforcing,
@@ -92,8 +97,7 @@ class Hold:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
+class Balance(NamedTuple):
     """A counter as it stands: amounts in the budget's unit."""
 
     spent: int = 0

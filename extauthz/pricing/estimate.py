@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
-from genai_prices import types
 from genai_prices.data_units import unit_data
 
 from extauthz.ledger import RATE_TOKENS, Slope
 from extauthz.money import ceil_nanousd
+from extauthz.pricing.dearest import DearestRates, rate_at
 from extauthz.providers.base import RequestFacts
 
 _NOTHING = Slope(0, 0)
@@ -47,12 +47,12 @@ class Bound(NamedTuple):
     Attributes:
         input_tokens: of one reading of the request.
         cap: the output tokens of one answer.
-        prices: at all that it may be billed at.
+        rates: at all prices that it may be billed at.
     """
 
     input_tokens: int
     cap: int
-    prices: tuple[types.ModelPrice, ...]
+    rates: tuple[DearestRates, ...]
 
 
 class RateLimits(NamedTuple):
@@ -71,7 +71,7 @@ def estimate_of(bounds: Sequence[Bound], facts: RequestFacts) -> Estimate:
     input_tokens = max(bound.input_tokens for bound in bounds)
     cap = max(bound.cap for bound in bounds)
     output_tokens = cap * facts.answers + facts.extra_output_tokens
-    dearest = [_dearest(price, facts, input_tokens) for bound in bounds for price in bound.prices]
+    dearest = [_dearest(rates, facts, input_tokens) for bound in bounds for rates in bound.rates]
     fixed, output = map(max, zip(*dearest, strict=True))
     if len(bounds) == 1:
         usd = max(each_fixed + each * output_tokens for each_fixed, each in dearest)
@@ -95,58 +95,28 @@ def rate_limits(bounds: Sequence[Bound]) -> RateLimits:
     """The rates of input and output that an estimate of these bounds holds for."""
     rates = [
         (
-            _top_tier(price.input_mtok, bound.input_tokens),
-            _top_tier(price.output_mtok, bound.input_tokens),
+            rate_at(rates.price.input_mtok, bound.input_tokens),
+            rate_at(rates.price.output_mtok, bound.input_tokens),
         )
         for bound in bounds
-        for price in bound.prices
+        for rates in bound.rates
     ]
     return RateLimits(*map(max, zip(*rates, strict=True)))
 
 
-def _counted(price: types.ModelPrice, facts: RequestFacts) -> Decimal:
+def _dearest(
+    rates: DearestRates, facts: RequestFacts, input_tokens: int
+) -> tuple[Decimal, Decimal]:
+    """The most to be billed at these rates, in USD: but for the output, and a token of it."""
+    into, out, request = rates.at(input_tokens)
+    beside = request + into * facts.input_readings * input_tokens / 1_000_000
+    return beside + _counted(rates, facts) if facts.counted else beside, out
+
+
+def _counted(rates: DearestRates, facts: RequestFacts) -> Decimal:
     """What the request tells exactly, at its rate."""
     total = Decimal(0)
     for kind, count in facts.counted.items():
-        rate = vars(price)[unit_data[kind]["price_key"]]
-        total += _top_tier(rate, count) * count / unit_data[kind]["per"]
+        rate = vars(rates.price)[unit_data[kind]["price_key"]]
+        total += rate_at(rate, count) * count / unit_data[kind]["per"]
     return total
-
-
-def _dearest(
-    price: types.ModelPrice, facts: RequestFacts, input_tokens: int
-) -> tuple[Decimal, Decimal]:
-    """The dearest way to be billed at these prices, in USD: but for the output, and a token of it.
-
-    A price that goes by length goes by that of the input.
-    """
-    into, out, fixed = Decimal(0), Decimal(0), Decimal(0)
-    for key, value in vars(price).items():
-        if value is None:
-            continue
-        rate = _top_tier(value, input_tokens)
-        if key == "requests_kcount":
-            fixed = rate / 1000
-        elif not key.endswith("_mtok") or not _reachable(key, facts):
-            continue
-        elif "output" in key:
-            out = max(out, rate)
-        else:
-            into = max(into, rate)
-    into *= facts.input_readings
-    return fixed + _counted(price, facts) + into * input_tokens / 1_000_000, out / 1_000_000
-
-
-def _top_tier(value: Decimal | types.TieredPrices | None, input_tokens: int) -> Decimal:
-    if value is None:
-        return Decimal(0)
-    if isinstance(value, Decimal):
-        return value
-    reached = [tier.price for tier in value.tiers if input_tokens > tier.start]
-    return max([value.base, *reached])
-
-
-def _reachable(key: str, facts: RequestFacts) -> bool:
-    if any(kind in key for kind in ("audio", "image", "video")):
-        return facts.media
-    return facts.cache_writes or "cache_write" not in key

@@ -19,6 +19,7 @@ from genai_prices.data_units import unit_data
 
 from extauthz.money import ceil_nanousd
 from extauthz.pricing.bill import BillLine, bill_of
+from extauthz.pricing.dearest import DearestRates
 from extauthz.pricing.estimate import Bound, Estimate, estimate_of
 from extauthz.pricing.hour_writes import with_hour_writes
 from extauthz.pricing.limits import (
@@ -84,6 +85,9 @@ class OwnPrice:
 _Moment = tuple[int, tuple[tuple[str, str], ...]]
 """A second, and how a call is served."""
 
+_Kind = tuple[int, bool, bool, tuple[tuple[tuple[str, str], ...], ...]]
+"""A second, whether there are media and cache writes, and every way in which a call is served."""
+
 
 @dataclass(frozen=True, slots=True)
 class PricedModel:
@@ -109,6 +113,9 @@ class PricedModel:
     cap_max: int | None = None
     image_tokens_max: int | None = None
     _known: dict[_Moment, types.ModelPrice] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _rates: dict[_Kind, tuple[DearestRates, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -156,10 +163,7 @@ class PricedModel:
         cap = facts.output_tokens_cap
         if cap is None:
             cap = default_output_tokens or self.output_tokens_max
-        prices = tuple(
-            price for context in facts.price_contexts for price in self._prices_from(at_ms, context)
-        )
-        return Bound(input_tokens, cap, prices)
+        return Bound(input_tokens, cap, self._dearest_rates(facts, at_ms))
 
     def _input_tokens_max(self, facts: RequestFacts) -> int:
         window = self.context_window or TOKENS_MAX_UNKNOWN
@@ -202,13 +206,25 @@ class PricedModel:
         """
         return bill_of(self._prices(at_ms, report.price_context), Usage(**report.amounts))
 
-    def _prices_from(
-        self, at_ms: int, context: Mapping[str, str]
-    ) -> tuple[types.ModelPrice] | tuple[types.ModelPrice, types.ModelPrice]:
-        """Those of an instant and, if they have changed by then, of the end of a long call."""
-        now = self._prices(at_ms, context)
-        later = self._prices(at_ms + _CALL_MS_MAX, context)
-        return (now,) if later == now else (now, later)
+    def _dearest_rates(self, facts: RequestFacts, at_ms: int) -> tuple[DearestRates, ...]:
+        """At all prices that a call may be billed at, now and at the end of a long call."""
+        contexts = tuple([tuple(context.items()) for context in facts.price_contexts])
+        kind = at_ms // 1000, facts.media, facts.cache_writes, contexts
+        found = self._rates.get(kind)
+        if found is None:
+            prices: list[types.ModelPrice] = []
+            for context in facts.price_contexts:
+                for moment_ms in (at_ms, at_ms + _CALL_MS_MAX):
+                    price = self._prices(moment_ms, context)
+                    if price not in prices:
+                        prices.append(price)
+            if len(self._rates) >= _PRICES_REMEMBERED:
+                self._rates.clear()
+            found = self._rates[kind] = tuple(
+                DearestRates(price, media=facts.media, cache_writes=facts.cache_writes)
+                for price in prices
+            )
+        return found
 
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
         """Those of an instant. They change at whole seconds only, and are slow to look up."""

@@ -121,7 +121,9 @@ def _scan(  # noqa: C901, PLR0912 - one pass over the tokens, read best as a who
 
 
 def _is(key: bytes | None, wanted: str) -> bool:
-    return key is not None and json.loads(key) == wanted
+    if key is None or b"\\" in key:  # an escaped letter is the same letter
+        return key is not None and json.loads(key) == wanted
+    return key[1:-1] == wanted.encode()
 
 
 def _trim(body: bytes, start: int, end: int) -> Span:

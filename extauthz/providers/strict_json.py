@@ -70,7 +70,7 @@ def parse_object(body: bytes, *, lower_case: bool = True) -> dict[str, Any]:
         raise RequestError(
             Reason.UNPARSEABLE_BODY, f"the request body has more than {ROOT_KEYS_MAX} root keys"
         )
-    if lower_case and any(key != key.casefold() for key in document):
+    if lower_case and (keys := "".join(document)) != keys.casefold():
         # Some readers (Go's encoding/json) take "N" for "n", and the last of the two wins.
         raise RequestError(
             Reason.AMBIGUOUS_BODY,

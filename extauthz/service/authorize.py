@@ -159,11 +159,7 @@ class Authorizer:
                 Reason.SERVICE_UNAVAILABLE: 503,
             }
             raise Denied(error.reason, status.get(error.reason, 400), error.message) from None
-        verdict.facts = replace(
-            facts,
-            model=_model_of(upstream, facts.model),
-            price_contexts=tuple({**one, **upstream.price_context} for one in facts.price_contexts),
-        )
+        verdict.facts = _as_configured(facts, upstream)
         return True
 
     def _permit(self, agent: Agent, verdict: Verdict) -> None:
@@ -248,10 +244,18 @@ def _must_not_announce_more(call: CallAttributes, body_bytes_max: int) -> None:
         )
 
 
+def _as_configured(facts: RequestFacts, upstream: Upstream) -> RequestFacts:
+    """With what the config knows of its provider: the model behind a name, what its URL says."""
+    if ADAPTERS[upstream.api].names_deployments:
+        facts = replace(facts, model=_model_of(upstream, facts.model))
+    if upstream.price_context:
+        each = tuple({**one, **upstream.price_context} for one in facts.price_contexts)
+        facts = replace(facts, price_contexts=each)
+    return facts
+
+
 def _model_of(upstream: Upstream, name: str) -> str:
-    """The model that a call names; where it names a deployment, the one behind that."""
-    if not ADAPTERS[upstream.api].names_deployments:
-        return name
+    """The model behind the deployment that a call names."""
     model = upstream.deployments.get(name)
     if model is None:
         raise Denied(

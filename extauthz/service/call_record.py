@@ -6,7 +6,6 @@ knows doubles only. It never holds a prompt, a key or a credential.
 """
 
 import json
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from extauthz.money import AMOUNT_MAX
@@ -30,8 +29,7 @@ class HeldPart(NamedTuple):
     forget_at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class CallRecord:
+class CallRecord(NamedTuple):
     """A reserved call. `estimate_nanousd` is the most it can cost, whatever its budgets' units.
 
     `key` is the short name of the agent's virtual key, `team` is empty where it has none, and

@@ -65,16 +65,15 @@ def budget_line(budget: Budget, at_ms: int) -> tuple[str, Bounds]:
     return counter_key(budget.org, budget.id, bounds.start_ms), bounds
 
 
-def under_cap(lines: Sequence[Line], cap: int | None) -> tuple[Line, ...]:
-    """The lines with what is held once the cap is chosen."""
-    return tuple(Line(line.budget, line.bounds, line.hold.under(cap)) for line in lines)
-
-
 def with_limits(lines: Sequence[Line], limits: Sequence[int]) -> tuple[Line, ...]:
     """The lines with the limits in force, which overrides may have changed."""
     return tuple(
-        line if line.hold.limit == limit else replace(line, hold=replace(line.hold, limit=limit))
-        for line, limit in zip(lines, limits, strict=True)
+        [
+            line
+            if line.hold.limit == limit
+            else line._replace(hold=replace(line.hold, limit=limit))
+            for line, limit in zip(lines, limits, strict=True)
+        ]
     )
 
 
@@ -86,13 +85,14 @@ def _line(
     cap_range: CapRange | None,
 ) -> Line:
     key, bounds = budget_line(budget, at_ms)
-    amount, slope = {
-        Unit.USD: (estimate.nanousd, estimate.nanousd_under),
-        Unit.TOKENS: (estimate.tokens, estimate.tokens_under),
-        Unit.REQUESTS: (1, None),
-    }[budget.unit]
+    amount, slope = 1, None
+    if budget.unit is Unit.USD:
+        amount, slope = estimate.nanousd, estimate.nanousd_under
+    elif budget.unit is Unit.TOKENS:
+        amount, slope = estimate.tokens, estimate.tokens_under
+    least = None
     if cap_range is None or slope is None:
-        slope = least = None
+        slope = None
     else:
         amount = slope.at(cap_range.most)
         least = slope.at(cap_range.least) if budget.fit else None
@@ -152,12 +152,15 @@ def _resets_ms(line: Line) -> float:
     return math.inf if line.bounds.end_ms is None else line.bounds.end_ms
 
 
-def shadow_denies(lines: Sequence[Line], balances_before: Sequence[Balance]) -> bool:
-    """Whether a shadow budget would have refused this call."""
-    return any(
-        not line.hold.enforcing and not fits(line.hold, balance)
-        for line, balance in zip(lines, balances_before, strict=True)
-    )
+def shadow_denies(lines: Sequence[Line], balances: Sequence[Balance], cap: int | None) -> bool:
+    """Whether a shadow budget would have refused this call, which is held under this cap by now."""
+    for (_, _, hold), (spent, held) in zip(lines, balances, strict=True):
+        if not hold.enforcing:
+            amount = hold.amount_under(cap)
+            needed = amount if hold.least is None else hold.least
+            if spent + held - amount + needed > hold.limit:
+                return True
+    return False
 
 
 def tightest(lines: Sequence[Line], balances: Sequence[Balance]) -> int | None:

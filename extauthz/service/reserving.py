@@ -6,7 +6,7 @@ answer, a client that left) the hold can be given back by its id.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -14,7 +14,6 @@ from extauthz.identity import short_name
 from extauthz.ids import uuid7
 from extauthz.ledger import (
     CLOCK_SKEW_MS_MAX,
-    Balance,
     ClockSkewError,
     CounterRangeError,
     KeyGone,
@@ -33,7 +32,7 @@ from extauthz.service.call_record import CallRecord, HeldPart
 from extauthz.service.capping import cap_range, edits_with, written_cap
 from extauthz.service.denied import Denied
 from extauthz.service.identify import Identifier
-from extauthz.service.lines import blocking, lines_of, shadow_denies, under_cap, with_limits
+from extauthz.service.lines import blocking, lines_of, shadow_denies, with_limits
 from extauthz.service.outgoing import with_outgoing
 from extauthz.service.rules import Clock, Rules
 from extauthz.service.verdict import CallAttributes, Verdict
@@ -85,15 +84,10 @@ class Reserving:
                 raise _denied(reason, agent, verdict.upstream, lines[verdict.shown])
             await self.room.wait([line.hold.key for line in lines], left_ms / 1000)
         verdict.waited_ms = self.clock() - verdict.at_ms
-        verdict.lines = lines = under_cap(lines, answer.output_cap)
         verdict.record = self._granted(verdict, record, answer.output_cap)
         if call.request_id:  # an empty one would be the index of every call without
             self.open_calls[call.request_id] = verdict.record
-        before = [
-            Balance(balance.spent, balance.held - line.hold.amount)
-            for line, balance in zip(lines, verdict.balances, strict=True)
-        ]
-        shadow = shadow_denies(lines, before)
+        shadow = shadow_denies(lines, verdict.balances, answer.output_cap)
         verdict.decision = Decision.SHADOW_DENY if shadow else Decision.ALLOW
 
     def _command(
@@ -117,7 +111,7 @@ class Reserving:
         may_be = cap_range(agent, budgets, facts, estimate, verdict.cap_max)
         lines = lines_of(agent, budgets, estimate, policies, at_ms, may_be)
         id_, horizon_ms = uuid7(at_ms, verdict.request_id), policies.settle_horizon_ms
-        record = _record(verdict, lines, id_, at_ms, horizon_ms)
+        record = _record(verdict, id_, at_ms, horizon_ms)
         command = Reserve(
             record.reservation_id,
             agent.org,
@@ -142,11 +136,11 @@ class Reserving:
         assert estimate is not None
         verdict.output_cap = written_cap(granted, verdict.default_cap, facts, estimate)
         verdict.edits = edits_with(facts, verdict.output_cap)
+        parts = _parts(verdict.lines, granted)
         if granted is None:
-            return replace(record, output_cap=verdict.output_cap)
+            return record._replace(parts=parts, output_cap=verdict.output_cap)
         cost = estimate.nanousd_under.at(granted)
-        parts = _parts(verdict.lines)
-        return replace(record, parts=parts, estimate_nanousd=cost, output_cap=granted)
+        return record._replace(parts=parts, estimate_nanousd=cost, output_cap=granted)
 
     async def _ask_store(self, command: Reserve, settle_horizon_ms: int) -> Reserved | Refused:
         """Reserve; whatever goes wrong on the way, the reservation is abandoned by its id."""
@@ -194,9 +188,8 @@ class Reserving:
         raise Denied(Reason.STORE_UNAVAILABLE, 503, "the reservation came too late: try again")
 
 
-def _record(
-    verdict: Verdict, lines: Sequence[Line], id_: str, at_ms: int, settle_horizon_ms: int
-) -> CallRecord:
+def _record(verdict: Verdict, id_: str, at_ms: int, settle_horizon_ms: int) -> CallRecord:
+    """All that is known of the call before the store has chosen what it holds."""
     assert verdict.agent is not None
     assert verdict.upstream is not None
     assert verdict.facts is not None
@@ -215,19 +208,21 @@ def _record(
         settle_horizon_ms=settle_horizon_ms,
         estimate_nanousd=min(verdict.estimate.nanousd, AMOUNT_MAX),
         price=verdict.priced.price_version if verdict.priced else CONFIG_PRICE,
-        parts=_parts(lines),
+        parts=(),
     )
 
 
-def _parts(lines: Sequence[Line]) -> tuple[HeldPart, ...]:
+def _parts(lines: Sequence[Line], cap: int | None) -> tuple[HeldPart, ...]:
     return tuple(
-        HeldPart(
-            line.hold.key,
-            line.budget.unit.value if line.budget else "in_flight",
-            line.hold.amount,
-            line.hold.forget_at_ms,
-        )
-        for line in lines
+        [
+            HeldPart(
+                hold.key,
+                budget.unit.value if budget else "in_flight",
+                hold.amount_under(cap),
+                hold.forget_at_ms,
+            )
+            for budget, _, hold in lines
+        ]
     )
 
 

@@ -8,6 +8,7 @@ are not all on one node is refused by both (TRYAGAIN) until they are.
 import asyncio
 import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from redis.crc import key_slot
@@ -45,7 +46,7 @@ class ClusterTopology:
             async with self._mapping:  # who waited here for another's map, need not draw one
                 if self._in_doubt:
                     await self._map()
-        slot = key_slot(org_prefix(org).encode())
+        slot = _slot_of(org)
         if slot not in self._slots:
             self._in_doubt = True
             raise StoreUnavailableError(
@@ -53,6 +54,12 @@ class ClusterTopology:
                 "see CLUSTER SHARDS"
             )
         return Route(self._node(self._slots[slot]))
+
+    def known_route(self, org: str) -> Route | None:
+        """See `Topology`."""
+        address = None if self._in_doubt else self._slots.get(_slot_of(org))
+        node = None if address is None else self._nodes.get(address)
+        return None if node is None else Route(node)
 
     async def next_route(self, org: str, failed: Route, error: Exception) -> Route | None:
         """See `Topology`."""
@@ -146,6 +153,11 @@ class ClusterTopology:
                 self._url.of_server(address), command_timeout_s=self._timeout_s, size=self._size
             )
         return self._nodes[address]
+
+
+@lru_cache
+def _slot_of(org: str) -> int:
+    return int(key_slot(org_prefix(org).encode()))
 
 
 def _named_by(failed: Route, error: AskError) -> Address:

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from extauthz.store.base import StoreError, StoreUnavailableError
 from extauthz.store.conversation import refuse_replica, run_reads
 from extauthz.store.failures import unavailable
+from extauthz.store.lane import Lane
 from extauthz.store.script import Command
 
 _T = TypeVar("_T")
@@ -27,7 +28,7 @@ class NotReachedError(StoreUnavailableError):
 
 
 class Connections:
-    """At most `size` connections to one server; the most recently used goes out first."""
+    """At most `size` connections to one server, the last used goes out first; and a lane."""
 
     def __init__(
         self, url: str, *, command_timeout_s: float, size: int, primary_only: bool = False
@@ -48,6 +49,8 @@ class Connections:
         self._timeout_s = command_timeout_s
         self._free = asyncio.Semaphore(size)
         self._idle: list[AbstractConnection] = []
+        self._lane: Lane | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._is_closed = False
 
     @property
@@ -62,6 +65,20 @@ class Connections:
     def host(self) -> str:
         """The host in its URL."""
         return str(self._factory.connection_kwargs.get("host", "localhost"))
+
+    @property
+    def lane(self) -> Lane | None:
+        """The connection that all share; None: there is none that takes a command now.
+
+        One that was lost is opened anew by then. Why that fails, whoever asks on a connection of
+        his own is told.
+        """
+        lane = self._lane
+        if lane is not None and lane.has_room:
+            return lane
+        if (lane is None or lane.is_lost) and self._opening is None and not self._is_closed:
+            self._opening = asyncio.create_task(self._open_lane())
+        return None
 
     async def use(self, talk: Callable[[AbstractConnection], Awaitable[_T]]) -> _T:
         """Lend a connection out. If this is cancelled, the connection is closed.
@@ -108,8 +125,24 @@ class Connections:
     async def close(self) -> None:
         """Close what is idle, and what is lent out as soon as it comes back."""
         self._is_closed = True
+        if self._opening is not None:
+            await self._opening
+        if self._lane is not None:
+            await self._lane.close()
         while self._idle:
             await self._idle.pop().disconnect(nowait=True)
+
+    async def _open_lane(self) -> None:
+        connection = self._new()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._connect(connection)
+        except (TimeoutError, NotReachedError):
+            await connection.disconnect(nowait=True)
+        else:
+            self._lane = Lane(connection, self.place, self._timeout_s)
+        finally:
+            self._opening = None
 
     async def _connect(self, connection: AbstractConnection) -> None:
         try:

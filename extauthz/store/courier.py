@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from extauthz.store.base import StoreError, StoreUnavailableError
 from extauthz.store.connections import NotReachedError
@@ -40,7 +40,6 @@ class Courier:
         self.topology = topology
         self._timeout_s = command_timeout_s
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._together: list[tuple[Call, asyncio.Future[Any]]] = []
         self._is_closed = False
 
     async def run(self, calls: Sequence[Call]) -> list[list[str] | StoreError]:
@@ -48,37 +47,49 @@ class Courier:
         return await self._deliver(run_scripts, calls, [call.org for call in calls])
 
     async def run_one(self, call: Call) -> list[str] | Exception:
-        """Run a script with all that others ask for in this turn of the loop: one round trip.
+        """Run a script on the connection that all share, where there is one.
 
         Cancelling the caller stops the waiting, not the script.
         """
         # (WAIT stops its connection: whatever stood behind it would wait as well)
-        if call.wait is not None or _UNDER_WAY.get() is self:
+        route = (
+            None
+            if call.wait is not None or self._is_closed
+            else self.topology.known_route(call.org)
+        )
+        lane = None if route is None else route.connections.lane
+        if route is None or lane is None:
             return (await self.run([call]))[0]
-        if self._is_closed:
-            raise self._closed()
-        if not self._together:
-            self._start(self._run_together())
-        answer = asyncio.get_running_loop().create_future()
-        self._together.append((call, answer))
+        try:
+            answer = lane.ask(call)
+        except UnicodeEncodeError as error:
+            return error
         reply: list[str] | Exception = await answer
+        if isinstance(reply, NoScriptError):  # it has not run
+            return (await self.run([call]))[0]
+        if isinstance(reply, ResponseError):
+            return await self._run_elsewhere(call, route, reply)
+        if isinstance(reply, StoreError):
+            self.topology.distrust(route.connections)
         return reply
 
-    async def _run_together(self) -> None:
-        """A task of its own, which starts when everyone in this turn has had his say."""
-        _UNDER_WAY.set(self)
-        together, self._together = self._together, []
-        try:
-            answers: Sequence[Any] = await self.run([call for call, _ in together])
-        except Exception as error:  # noqa: BLE001 - each caller raises it
-            answers = [error] * len(together)
-        except asyncio.CancelledError:
-            for _, waiting in together:
-                waiting.cancel()
-            raise
-        for (_, waiting), answer in zip(together, answers, strict=True):
-            if not waiting.done():  # its caller may have left
-                waiting.set_result(answer)
+    async def _run_elsewhere(
+        self, call: Call, failed: Route, error: ResponseError
+    ) -> list[str] | Exception:
+        """Run a script again where a refusal proves that it has not run, and may run elsewhere."""
+
+        async def work() -> list[str] | Exception:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    if await self.topology.next_route(call.org, failed, error) is None:
+                        return unavailable(self.topology.place, error)
+            except StoreError as unreachable:
+                return unreachable
+            except TimeoutError:
+                return unavailable(self.topology.place, error)
+            return (await self.run([call]))[0]
+
+        return await self.in_own_task(work)
 
     async def read(self, org: str, *commands: Command) -> list[Any]:
         """Run plain commands on an org's keys: all replies, or a `StoreError`."""

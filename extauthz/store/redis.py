@@ -148,7 +148,7 @@ class RedisStore(RedisReads):
             return Reserved(id_, before, limits, cap)
         # The script answers with the amounts that it read: their sums are exact only here.
         pairs = zip(command.holds, before, strict=True)
-        after = tuple(Balance(b.spent, b.held + hold.under(cap).amount) for hold, b in pairs)
+        after = tuple(Balance(b.spent, b.held + hold.amount_under(cap)) for hold, b in pairs)
         return Reserved(id_, after, limits, cap)
 
     async def settle(self, command: Settle) -> Ending:

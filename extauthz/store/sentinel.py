@@ -56,6 +56,10 @@ class SentinelTopology:
                     return Route(await self._find())
         return Route(self._primary)
 
+    def known_route(self, org: str) -> Route | None:  # noqa: ARG002
+        """See `Topology`."""
+        return None if self._primary is None or self._in_doubt else Route(self._primary)
+
     async def next_route(self, org: str, failed: Route, error: Exception) -> Route | None:
         """See `Topology`."""
         if not isinstance(error, WRONG_SERVER):

@@ -37,6 +37,9 @@ class Topology(Protocol):
     async def route(self, org: str) -> Route:
         """Where an org is, as far as is known; asked anew if there is doubt."""
 
+    def known_route(self, org: str) -> Route | None:
+        """As `route`, where nobody has to be asked for it."""
+
     async def next_route(self, org: str, failed: Route, error: Exception) -> Route | None:
         """Where to ask again after an error; None if it stands.
 
@@ -62,6 +65,10 @@ class Standalone:
         self.primary_changes = 0
 
     async def route(self, org: str) -> Route:  # noqa: ARG002 the same for every org
+        """See `Topology`."""
+        return self._route
+
+    def known_route(self, org: str) -> Route | None:  # noqa: ARG002
         """See `Topology`."""
         return self._route
 

@@ -470,7 +470,7 @@ class Traffic:
                 if rng.random() < 0.5:
                     self._plan(record, asked.tokens, "settle", HOUR_MS)
             case 11:
-                lost = replace(record, reservation_id=str(uuid4()))
+                lost = record._replace(reservation_id=str(uuid4()))
                 self.witness.asked[lost.reservation_id] = replace(
                     asked, at_ms=record.reserved_at_ms
                 )
@@ -480,7 +480,7 @@ class Traffic:
                 self._plan(record, 0, "release", LEASE_MS + rng.randrange(HOUR_MS))
             case 12:
                 reserved_at_ms = self.clock.now - HORIZON_MS - 1
-                old = replace(record, reservation_id=str(uuid4()), reserved_at_ms=reserved_at_ms)
+                old = record._replace(reservation_id=str(uuid4()), reserved_at_ms=reserved_at_ms)
                 self.too_old.add(old.reservation_id)
                 await self._settle(old, used)
                 self._plan(record, 0, "release", LEASE_MS + rng.randrange(HOUR_MS))

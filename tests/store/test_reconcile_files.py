@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,8 @@ async def test_what_cannot_be_settled_is_named_with_its_place_and_the_rest_goes_
     lines = [
         line_of(first),
         b"no line\n",
-        line_of(replace(foreign, parts=(foreign_part,))),
-        line_of(replace(mismatched, parts=(other_part,))),
+        line_of(foreign._replace(parts=(foreign_part,))),
+        line_of(mismatched._replace(parts=(other_part,))),
         line_of(last),
     ]
     log = tmp_path / "access.jsonl"

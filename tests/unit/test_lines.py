@@ -112,9 +112,17 @@ def test_a_line_stands_in_the_way_if_and_only_if_the_ledger_refuses(budgets, dat
 
 def test_a_shadow_budget_says_what_it_would_have_done():
     held = lines(replace(DAY, shadow=True), MONTH)
-    assert shadow_denies(held, spent(7, 0))
-    assert not shadow_denies(held, spent(6, 0))
-    assert not shadow_denies(held, spent(0, 97))
+
+    def denies(*dollars):
+        balances = [
+            Balance(balance.spent, line.hold.amount)
+            for line, balance in zip(held, spent(*dollars), strict=True)
+        ]
+        return shadow_denies(held, balances, None)
+
+    assert denies(7, 0)
+    assert not denies(6, 0)
+    assert not denies(0, 97)
 
 
 def test_the_tightest_enforcing_budget_in_money_is_shown():

@@ -156,8 +156,8 @@ async def test_the_end_of_a_call_counts_whatever_signs_of_life_stand_beside_it(s
 async def test_a_call_that_the_store_has_lost_is_recovered_if_it_is_young(shop: Shop) -> None:
     await shop.reserved()  # its counter is known
     young = shop.call()
-    record = replace(young.record, reserved_at_ms=shop.clock() - HORIZON_MS - 1)
-    old = replace(young, record=replace(record, reservation_id=uuid7(1)))
+    record = young.record._replace(reserved_at_ms=shop.clock() - HORIZON_MS - 1)
+    old = replace(young, record=record._replace(reservation_id=uuid7(1)))
 
     result = await shop.reconciler.reconcile([young, old])
 
@@ -217,7 +217,7 @@ async def test_one_call_that_cannot_be_settled_keeps_no_other_from_it(
     shop: Shop, tmp_path: Path
 ) -> None:
     calls = [await shop.reserved(), await shop.reserved(left=False, captured=CapturedResponse())]
-    record = replace(calls[1].record, parts=(HeldPart("no counter", "usd", 1, 2),))
+    record = calls[1].record._replace(parts=(HeldPart("no counter", "usd", 1, 2),))
     follower = LogFollower(LogFiles(tmp_path), tmp_path, shop.reconciler, shop.told)
 
     result, useless = await follower._reconcile(

@@ -209,7 +209,7 @@ async def test_a_late_proof_gives_back_what_expiry_charged_under_a_bounded_label
     desk = await Counter().reserve()
     desk.clock.now += 61_000
     await desk.store.expire("default", desk.clock(), 86_400_000, 10)
-    desk.record = replace(desk.record, model="spelled-by-the-client")
+    desk.record = desk.record._replace(model="spelled-by-the-client")
     await desk.ends(status=429)
     assert (await desk.spent())["usd"] == 0
     assert desk.seen.settlements[0].priced_model == "unknown"
@@ -242,7 +242,7 @@ async def test_a_call_that_the_store_forgot_is_recovered_from_its_metadata():
 async def test_a_call_whose_windows_are_forgotten_is_a_dead_letter_that_is_told():
     desk = Counter()
     forgotten = tuple(p._replace(forget_at_ms=desk.clock() - 1) for p in desk.record.parts)
-    desk.record = replace(desk.record, parts=forgotten)
+    desk.record = desk.record._replace(parts=forgotten)
     assert await desk.ends(captured=captured(3)) == []
     assert desk.outcomes == [Outcome.DEAD_LETTER]
 
@@ -272,14 +272,14 @@ async def test_usage_that_contradicts_itself_is_unknown_in_every_unit():
         "prompt_tokens_details": {"cached_tokens": 2},
     }
     desk.rules.prices = PriceBook([])
-    desk.record = replace(desk.record, model="gpt-4o")
+    desk.record = desk.record._replace(model="gpt-4o")
     await desk.ends(captured=captured(1, usage=json.dumps(usage), model=None))
     assert await desk.spent() == FULL
 
 
 async def test_the_served_model_decides_the_price():
     desk = await Counter().reserve()
-    desk.record = replace(desk.record, model="gpt-4.1-mini")
+    desk.record = desk.record._replace(model="gpt-4.1-mini")
     await desk.ends(captured=captured(1000, 1000, model='"gpt-4.1-2025-04-14"'))
     assert (await desk.spent())["usd"] == 1000 * 2_000 + 1000 * 8_000
     assert desk.seen.settlements[0].priced_model == "gpt-4.1"
@@ -294,7 +294,7 @@ async def test_a_call_over_which_the_price_changed_is_charged_the_dearer(turned)
         for day in (29, 31)
     )
     begun, ended = (after, before) if turned else (before, after)
-    desk.record = replace(desk.record, model="gpt-5.6-luna", reserved_at_ms=begun)
+    desk.record = desk.record._replace(model="gpt-5.6-luna", reserved_at_ms=begun)
     await desk.ends(captured=captured(0, 1000, model='"gpt-5.6-luna"'), ended_at_ms=ended)
     assert (await desk.spent())["usd"] == 1000 * 1_000
 
@@ -350,7 +350,7 @@ async def test_what_the_ledger_cannot_apply_is_told_and_never_tried_again(how, e
 
 async def test_one_call_that_cannot_be_settled_keeps_no_other_from_it():
     desk = await Counter().reserve()
-    odd = replace(desk.record, parts=(desk.record.parts[0]._replace(key="of another org"),))
+    odd = desk.record._replace(parts=(desk.record.parts[0]._replace(key="of another org"),))
     left = await desk.settler.settle(
         [replace(desk.call(captured=captured(1)), record=odd), desk.call(captured=captured(3))]
     )

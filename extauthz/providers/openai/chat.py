@@ -7,6 +7,7 @@ reports usage only with `stream_options.include_usage`, in one more event with `
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from extauthz.providers.base import (
@@ -49,6 +50,8 @@ _MESSAGE = frozenset((
     "reasoning_details", "refusal", "role", "thinking", "tool_call_id", "tool_calls",
 ))  # fmt: skip
 
+_PLAIN_MESSAGE = _MESSAGE - {"audio"}
+
 # All that is known to be bounded by what stands in the request: by its bytes, the cap, `n`, or a
 # rule below. Not here, so refused: searches (`web_search_options`), fallbacks to other models and
 # routing (`models`, `route`, `provider`, `plugins`), answers that come later (`deferred`,
@@ -80,12 +83,14 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     dialect.refuse_unbounded(model)
     if stream:
         dialect.refuse_stream()
-    refuse_unknown(document, _PARAMETERS | dialect.parameters)
+    refuse_unknown(document, _known_parameters(dialect.parameters))
     _refuse_server_tools(document)
     search = document.get("web_search_options")
     refuse_unknown(search if isinstance(search, dict) else {}, _SEARCH)
-    media, audio = _modalities(document, dialect)
-    images = None if audio else read_images(_parts(document), "image_url", TEXT_PARTS)
+    media, audio, images = False, False, None
+    if not _is_plain(document):
+        media, audio = _modalities(document, dialect)
+        images = None if audio else read_images(_parts(document), "image_url", TEXT_PARTS)
     cap, cap_slots = read_cap(document, dialect), _cap_slots(document, body, dialect)
     answers = read_count(document, "n", _ANSWERS_MAX) or 1
     thinking_tokens = _thinking_tokens(document)
@@ -115,6 +120,11 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         fallback_models=tuple(fallbacks),
         price_slot=routing.price_slot(document, body) if dialect.routes else None,
     )
+
+
+@cache
+def _known_parameters(of_dialect: frozenset[str]) -> frozenset[str]:
+    return _PARAMETERS | of_dialect
 
 
 def read_usage(captured: CapturedResponse, dialect: Dialect) -> UsageReport:
@@ -186,6 +196,18 @@ def _refuse_server_tools(document: dict[str, Any]) -> None:
                 "a tool of a type other than 'function' or 'custom' runs at the provider and "
                 "cannot be metered: send the call without it",
             )
+
+
+def _is_plain(document: dict[str, Any]) -> bool:
+    """Whether nothing but strings goes in or out, as in most calls: then neither is looked at."""
+    if document.get("audio") is not None or document.get("modalities") is not None:
+        return False
+    for message in read_list(document, "messages"):
+        if type(message) is not dict or type(message.get("content")) is not str:
+            return False
+        if not message.keys() <= _PLAIN_MESSAGE:
+            return False
+    return True
 
 
 def _modalities(document: dict[str, Any], dialect: Dialect) -> tuple[bool, bool]:

@@ -90,6 +90,8 @@ def refuse_unknown(document: dict[str, Any], known: frozenset[str]) -> None:
         RequestError: `unmetered_endpoint`; the text names no parameter, as a client could have
             written a secret there.
     """
+    if document.keys() <= known:
+        return
     if not known.issuperset(key for key, value in document.items() if value is not None):
         raise RequestError(
             Reason.UNMETERED_ENDPOINT,

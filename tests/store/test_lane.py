@@ -1,0 +1,132 @@
+"""The connection that many commands share: in order, bounded in time, and none left unanswered."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from fake_store import FakeServer, array
+from ledger_calls import Call, now_ms
+from servers import Server
+
+from extauthz.ledger import Balance, Reserved
+from extauthz.store.base import StoreUnavailableError
+from extauthz.store.codec import OPENING_ID
+from extauthz.store.lane import UNDER_WAY_MAX
+from extauthz.store.redis import RedisStore
+
+
+def id_in(words: list[str]) -> str:
+    return words[3 + int(words[2])]
+
+
+@pytest.fixture
+async def shared(any_server: Server) -> AsyncIterator[tuple[Server, RedisStore]]:
+    """A store whose lane is open: its scripts are known, and one more call has gone through it."""
+    store = RedisStore.from_url(any_server.url, connections_max=1, command_timeout_s=5)
+    call = Call()
+    for one in (call, call.sibling(), call.sibling()):
+        await store.reserve(one.reserve())
+        await store.release(one.release())
+    yield any_server, store
+    await store.close()
+
+
+async def test_commands_at_once_share_a_connection_and_each_gets_its_own_answer(
+    shared: tuple[Server, RedisStore],
+) -> None:
+    server, store = shared
+    client = server.client()
+    connected = client.info("clients")["connected_clients"]
+    first = Call()
+    calls = [first, *(first.sibling() for _ in range(199))]
+    answers = await asyncio.gather(*(store.reserve(c.reserve(1, limit=10**6)) for c in calls))
+    assert [answer.id for answer in answers] == [call.id for call in calls]
+    assert client.info("clients")["connected_clients"] == connected
+    assert (await store.balances(first.org, first.keys, now_ms()))[0] == Balance(held=200)
+
+
+async def test_who_stops_waiting_leaves_his_answer_to_nobody(
+    shared: tuple[Server, RedisStore],
+) -> None:
+    _, store = shared
+    first = Call()
+    calls = [first, *(first.sibling() for _ in range(99))]
+    tasks = [asyncio.create_task(store.reserve(c.reserve(1, limit=10**6))) for c in calls]
+    await asyncio.sleep(0)
+    for task in tasks[::3]:
+        task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    for at, (call, answer) in enumerate(zip(calls, answers, strict=True)):
+        if at % 3:
+            assert isinstance(answer, Reserved)
+            assert answer.id == call.id
+        else:
+            assert isinstance(answer, asyncio.CancelledError)
+    assert (await store.balances(first.org, first.keys, now_ms()))[0] == Balance(held=100)
+
+
+async def test_a_script_that_the_server_has_forgotten_is_sent_again_as_a_text(
+    shared: tuple[Server, RedisStore],
+) -> None:
+    server, store = shared
+    server.client().script_flush()
+    call = Call()
+    assert isinstance(await store.reserve(call.reserve()), Reserved)
+    assert (await store.balances(call.org, call.keys, now_ms()))[0].held == 1000
+
+
+async def test_a_lost_connection_answers_everyone_and_the_next_command_finds_another(
+    shared: tuple[Server, RedisStore],
+) -> None:
+    server, store = shared
+    first = Call()
+    route = store._courier.topology.known_route(first.org)
+    assert route is not None
+    lane = route.connections.lane
+    assert lane is not None
+    server.freeze()
+    try:
+        calls = [first, *(first.sibling() for _ in range(9))]
+        tasks = [asyncio.create_task(store.reserve(call.reserve(1))) for call in calls]
+        await asyncio.sleep(0)
+        lane._transport.abort()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        server.thaw()
+    assert all(isinstance(answer, StoreUnavailableError) for answer in answers)
+    assert isinstance(await store.reserve(first.sibling().reserve(1)), Reserved)
+
+
+async def test_a_reply_out_of_step_is_nobodys_and_those_behind_it_get_none() -> None:
+    order: list[str] = []
+
+    async def swap(words: list[str]) -> str:
+        id_ = id_in(words)
+        if id_ == OPENING_ID:
+            return array(OPENING_ID, "open")
+        order.append(id_)
+        told = order[-1] if len(order) < 6 else "another"
+        return array(told, "reserved", *("0", "0", "10000") * 2)
+
+    async with FakeServer(swap) as server:
+        store = RedisStore.from_url(server.url, command_timeout_s=5)
+        first = Call()
+        for _ in range(3):
+            await store.reserve(first.sibling().reserve())
+        answers = await asyncio.gather(
+            *(store.reserve(first.sibling().reserve()) for _ in range(6)), return_exceptions=True
+        )
+        kinds = [type(answer) for answer in answers]
+        assert kinds == [Reserved] * 2 + [StoreUnavailableError] * 4
+        await store.close()
+
+
+async def test_beyond_what_the_lane_takes_others_are_served_one_after_the_other(
+    shared: tuple[Server, RedisStore],
+) -> None:
+    _, store = shared
+    first = Call()
+    calls = [first, *(first.sibling() for _ in range(UNDER_WAY_MAX + 50))]
+    held = [call.reserve(1, limit=10**6) for call in calls]
+    answers = await asyncio.gather(*(store.reserve(one) for one in held), return_exceptions=True)
+    assert sum(isinstance(answer, Reserved) for answer in answers) == len(calls), answers[-1]

@@ -198,6 +198,18 @@ class PricedModel:
         usd: Decimal = prices.calc_price(usage)["total_price"]
         return ceil_nanousd(max(usd, report.told_cost_usd or Decimal(0)))
 
+    def dearest_cost(self, report: UsageReport, from_ms: int, until_ms: int) -> tuple[int, int]:
+        """As `cost`, at the dearer end of a call; and that end.
+
+        Raises:
+            ValueError: as `cost`.
+        """
+        context = report.price_context
+        begun, ended = self._prices(from_ms, context), self._prices(until_ms, context)
+        if begun is ended or begun == ended:  # as nearly always: then it is worked out once
+            return self.cost(report, until_ms), until_ms
+        return max((self.cost(report, at_ms), at_ms) for at_ms in (from_ms, until_ms))
+
     def bill(self, report: UsageReport, at_ms: int) -> tuple[BillLine, ...]:
         """What `cost` is made of: usage by kind, each with the rate that applied to it.
 

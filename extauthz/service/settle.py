@@ -1,5 +1,6 @@
 """From a completed call to its ending in the ledger: what it used, what that cost, charged once."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +103,7 @@ class Settler:
             wanted = ending_of(call, unbilled)
             if wanted is Wanted.CHARGE:
                 charges.append(self._price(call))
+                await asyncio.sleep(0)  # a Check that came meanwhile goes first
                 continue
             try:
                 await (self._renew(call) if wanted is Wanted.RENEW else self._release(call))
@@ -116,6 +118,7 @@ class Settler:
         left: list[CompletedCall] = []
         answers = await self.store.settle_many([command for _, command in charges])
         for (settlement, _), answer in zip(charges, answers, strict=True):
+            await asyncio.sleep(0)
             if isinstance(answer, Ending):
                 self._tell(settlement, answer.outcome, answer.charged)
             elif isinstance(answer, RETRYABLE):
@@ -211,7 +214,9 @@ class Settler:
         if upstream is None or endpoint is None:
             return _Reckoned(UNKNOWN_USAGE)
         told = endpoint.read_usage(call.captured)
-        report = replace(told, price_context={**told.price_context, **upstream.price_context})
+        report = told
+        if upstream.price_context:
+            report = replace(told, price_context={**told.price_context, **upstream.price_context})
         priced = self.rules.prices.settled_at(
             record.provider, upstream.price_provider, record.model, report.served_model
         )
@@ -221,8 +226,7 @@ class Settler:
         if report.exactness is Exactness.UNKNOWN:
             return _Reckoned(report, None, *at)
         try:
-            ends = (record.reserved_at_ms, call.ended_at_ms)
-            cost, at_ms = max((priced.cost(report, at_ms), at_ms) for at_ms in ends)
+            cost, at_ms = priced.dearest_cost(report, record.reserved_at_ms, call.ended_at_ms)
             bill = priced.bill(report, at_ms)
         except ValueError:  # usage that contradicts itself is no usage, in any unit
             return _Reckoned(UNKNOWN_USAGE, None, *at)

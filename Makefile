@@ -44,7 +44,7 @@ tightness: $(INSTALLED) ## how far estimates are above costs
 	@$(BIN)/python tests/tightness.py
 
 bench: $(INSTALLED) ## measure how fast it is (ROWS="checks latency")
-	@$(BIN)/python -m bench $(ROWS)
+	@PYTHONPATH=tests $(BIN)/python -m bench $(ROWS)
 
 fuzz: $(INSTALLED) ## fuzz each target, new inputs from the kept corpus on (SECONDS=60)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || { \

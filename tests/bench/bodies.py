@@ -34,7 +34,7 @@ def answers(
         return in_turn(contestants, rounds)
 
 
-def _answer(url: str, pid: int, kind: str, streams: bool, count: int) -> Callable[[], Sample]:  # noqa: FBT001
+def _answer(url: str, pid: int, kind: str, streams: bool, count: int) -> Callable[[], Sample]:
     content = body(stream=True) if streams else body()
     headers = {**HEADERS, "x-bench": kind}
 

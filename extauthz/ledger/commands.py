@@ -40,8 +40,7 @@ class Outcome(StrEnum):
     DEAD_LETTER = "dead_letter"
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """One counter's part in a reservation.
 
     Attributes:
@@ -67,10 +66,6 @@ class Hold:
     slope: Slope | None = None
     least: int | None = None
 
-    def __post_init__(self) -> None:
-        if not (0 <= self.amount <= AMOUNT_MAX and 0 <= self.limit <= AMOUNT_MAX):
-            raise ValueError(f"{self.key}: an amount or limit is not within 0 and {AMOUNT_MAX}")
-
     @property
     def needed(self) -> int:
         """The room without which the call is refused."""
@@ -84,17 +79,7 @@ class Hold:
         """This hold once the cap is known."""
         if cap is None or self.slope is None:
             return self
-        return Hold(
-            self.key,
-            self.amount_under(cap),
-            self.limit,
-            self.forget_at_ms,
-            self.enforcing,
-            self.transient,
-            self.budget_id,
-            self.slope,
-            self.least,
-        )
+        return self._replace(amount=self.amount_under(cap))
 
 
 class Balance(NamedTuple):
@@ -137,6 +122,8 @@ class Reserve:
         if not self.holds:
             raise ValueError(f"{self.id}: a reservation that holds nothing limits nothing")
         for hold in self.holds:
+            if not (0 <= hold.amount <= AMOUNT_MAX and 0 <= hold.limit <= AMOUNT_MAX):
+                raise ValueError(f"{hold.key}: an amount or limit is not within 0 and {AMOUNT_MAX}")
             _must_agree(hold, self.cap_range)
         if self.key_hash and not self.pausable_as:
             raise ValueError(f"{self.id}: a key that is nobody's admits nobody")

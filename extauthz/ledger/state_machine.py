@@ -1,7 +1,7 @@
 """The table of `extauthz.ledger` over plain dictionaries: the specification of every store."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from extauthz.ledger.books import Books
 from extauthz.ledger.caps import with_cap
@@ -86,7 +86,7 @@ class Ledger:
         pauses = [overrides.pauses[who] for who in command.pausable_as if who in overrides.pauses]
         if pauses:
             return Paused(command.id, lasts_longest(pauses))
-        in_force = [replace(h, limit=limit) for h, limit in zip(command.holds, limits, strict=True)]
+        in_force = [h._replace(limit=limit) for h, limit in zip(command.holds, limits, strict=True)]
         if not fits_all(in_force, before):
             return Refused(command.id, before, limits)
         cap = chosen_cap(command.cap_range, in_force, before)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from extauthz.ledger import Balance, CapRange, Hold, fits
 from extauthz.money import AMOUNT_MAX
@@ -71,7 +70,7 @@ def with_limits(lines: Sequence[Line], limits: Sequence[int]) -> tuple[Line, ...
         [
             line
             if line.hold.limit == limit
-            else line._replace(hold=replace(line.hold, limit=limit))
+            else line._replace(hold=line.hold._replace(limit=limit))
             for line, limit in zip(lines, limits, strict=True)
         ]
     )

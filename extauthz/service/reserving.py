@@ -144,22 +144,26 @@ class Reserving:
 
     async def _ask_store(self, command: Reserve, settle_horizon_ms: int) -> Reserved | Refused:
         """Reserve; whatever goes wrong on the way, the reservation is abandoned by its id."""
-        keys = tuple(hold.key for hold in command.holds)
-        abandon = Release(
-            command.id,
-            command.org,
-            command.at_ms,
-            settle_horizon_ms,
-            keys,
-            abandoned=True,
-            particulars=command.particulars,
-        )
+
+        def abandon() -> None:
+            self.abandoner.abandon(
+                Release(
+                    command.id,
+                    command.org,
+                    command.at_ms,
+                    settle_horizon_ms,
+                    tuple(hold.key for hold in command.holds),
+                    abandoned=True,
+                    particulars=command.particulars,
+                )
+            )
+
         try:
             answer = await self.store.reserve(command)
         except asyncio.CancelledError:
             # The client has left, or Envoy's deadline has passed. The store finishes what it was
             # told (rule 8), so it is told next to give it back.
-            self.abandoner.abandon(abandon)
+            abandon()
             raise
         except BooksClosedError as error:
             raise Denied(
@@ -169,14 +173,14 @@ class Reserving:
                 "has put them back",
             ) from error
         except (StoreError, ClockSkewError, CounterRangeError) as error:
-            self.abandoner.abandon(abandon)
+            abandon()
             raise Denied(
                 Reason.STORE_UNAVAILABLE,
                 503,
                 "the budget store does not answer, so no call is let through: try again shortly",
             ) from error
         except Exception:
-            self.abandoner.abandon(abandon)
+            abandon()
             raise
         if isinstance(answer, Reserved | Refused):
             return answer
@@ -184,7 +188,7 @@ class Reserving:
             raise Denied(Reason.AGENT_PAUSED, 403, _paused(answer))
         if isinstance(answer, KeyGone):
             raise self.identifier.gone(command.key_hash)
-        self.abandoner.abandon(abandon)
+        abandon()
         raise Denied(Reason.STORE_UNAVAILABLE, 503, "the reservation came too late: try again")
 
 

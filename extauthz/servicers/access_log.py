@@ -96,7 +96,6 @@ class AccessLogServicer:
         calls: list[CompletedCall] = []
         entry_of: dict[int, bytes] = {}
         for data in entries:
-            await asyncio.sleep(0)  # a Check that came meanwhile goes first
             call = self._read(data)
             if call is not None:
                 calls.append(call)

@@ -164,10 +164,9 @@ def _add_headers(
     pairs: Iterable[tuple[str, str]],
 ) -> None:
     """In place: messages that are made from keywords and then copied take three times as long."""
+    add, action = options.add, ext_authz_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
     for key, value in pairs:
-        option = options.add()
-        option.append_action = ext_authz_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-        option.header.key, option.header.value = key, value
+        add(append_action=action, header={"key": key, "value": value})
 
 
 def completed_call(entry: access_log_pb2.HTTPAccessLogEntry, record: CallRecord) -> CompletedCall:

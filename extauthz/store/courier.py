@@ -47,31 +47,46 @@ class Courier:
         return await self._deliver(run_scripts, calls, [call.org for call in calls])
 
     async def run_one(self, call: Call) -> list[str] | Exception:
-        """Run a script on the connection that all share, where there is one.
+        """As `run_together`, of one."""
+        return (await self.run_together([call]))[0]
 
-        Cancelling the caller stops the waiting, not the script.
+    async def run_together(self, calls: Sequence[Call]) -> Sequence[list[str] | Exception]:
+        """Run scripts on the connection that all share, where there is one.
+
+        Cancelling the caller stops the waiting, not the scripts.
         """
+        first = calls[0] if calls else None
         # (WAIT stops its connection: whatever stood behind it would wait as well)
-        route = (
-            None
-            if call.wait is not None or self._is_closed
-            else self.topology.known_route(call.org)
-        )
+        if first is None or self._is_closed or any(call.wait is not None for call in calls):
+            return await self.run(calls)
+        route = self.topology.known_route(first.org)
         lane = None if route is None else route.connections.lane
-        if route is None or lane is None:
-            return (await self.run([call]))[0]
-        try:
-            answer = lane.ask(call)
-        except UnicodeEncodeError as error:
-            return error
-        reply: list[str] | Exception = await answer
-        if isinstance(reply, NoScriptError):  # it has not run
+        if route is None or lane is None or any(call.org != first.org for call in calls):
+            return await self.run(calls)
+        asked: list[asyncio.Future[Any] | UnicodeEncodeError] = []
+        for call in calls:
+            try:
+                asked.append(lane.ask(call))
+            except UnicodeEncodeError as error:  # the trouble of this call, not of those beside it
+                asked.append(error)
+        answers: list[list[str] | Exception] = []
+        for call, one in zip(calls, asked, strict=True):
+            if isinstance(one, UnicodeEncodeError):
+                answers.append(one)
+            else:
+                answers.append(await self._answer(call, route, await one))
+        return answers
+
+    async def _answer(self, call: Call, route: Route, reply: Any) -> list[str] | Exception:
+        """What the lane has brought; where it proves that nothing has run, ask another way."""
+        if isinstance(reply, NoScriptError):
             return (await self.run([call]))[0]
         if isinstance(reply, ResponseError):
             return await self._run_elsewhere(call, route, reply)
         if isinstance(reply, StoreError):
             self.topology.distrust(route.connections)
-        return reply
+        answer: list[str] | Exception = reply
+        return answer
 
     async def _run_elsewhere(
         self, call: Call, failed: Route, error: ResponseError

@@ -7,7 +7,7 @@ org is that of its topology.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from uuid import uuid4
 
 from extauthz.ledger import (
@@ -33,7 +33,7 @@ from extauthz.ledger import (
     Standing,
     State,
 )
-from extauthz.store.base import BooksClosedError, StoreError, StoreUnavailableError
+from extauthz.store.base import BooksClosedError, StoreError
 from extauthz.store.bookkeeping import Bookkeeping
 from extauthz.store.cluster import ClusterTopology
 from extauthz.store.codec import (
@@ -69,9 +69,6 @@ from extauthz.store.url import Kind, StoreUrl
 
 COMMAND_TIMEOUT_S = 1.0
 CONNECTIONS_MAX = 32
-
-_SETTLED_AT_ONCE = 8
-"""The store runs what comes in one piece in one go, about 0.1 ms each, and writes it down once."""
 
 
 class RedisStore(RedisReads):
@@ -163,44 +160,38 @@ class RedisStore(RedisReads):
         return await self._courier.in_own_task(lambda: self._settle_many(commands))
 
     async def _settle_many(self, commands: Sequence[Settle]) -> list[Ending | Exception]:
-        """A few at a time, so that a Check waits for few; no org waits for another's.
-
-        Where the store is silent for some, the rest is not asked about: each would wait as long.
-        """
+        """In one batch where the books are open; no org waits until another's have been opened."""
         answers: dict[int, Ending | Exception] = {}
-        by_org: defaultdict[str, list[int]] = defaultdict(list)
+        at_once: list[int] = []
+        first: defaultdict[str, list[int]] = defaultdict(list)
         for at, command in enumerate(commands):
-            by_org[command.org].append(at)
+            is_open = command.org in self._open_orgs and command.org not in self._distrusted
+            (at_once if is_open else first[command.org]).append(at)
 
-        async def settle_of(org: str, places: Sequence[int]) -> None:
-            left = list(places)
+        async def settle(places: Sequence[int]) -> None:
+            calls: dict[int, Call] = {}
+            for at in places:
+                try:
+                    calls[at] = settle_call(commands[at])
+                except ValueError as error:
+                    answers[at] = error
+            replies = await self._courier.run_together(list(calls.values()))
+            for at, reply in zip(calls, replies, strict=True):
+                answers[at] = ending_or_error(commands[at].org, reply)
+
+        async def open_and_settle(org: str, places: Sequence[int]) -> None:
             try:
-                await self._open_books(org, commands[left[0]].at_ms)
-                while left:
-                    few, left = left[:_SETTLED_AT_ONCE], left[_SETTLED_AT_ONCE:]
-                    answers.update(await self._settle_few({at: commands[at] for at in few}))
-                    if left and all(isinstance(answers[at], StoreUnavailableError) for at in few):
-                        raise StoreUnavailableError(str(answers[few[-1]]))
+                await self._open_books(org, commands[places[0]].at_ms)
             except (StoreError, ClockSkewError) as error:
-                answers.update(dict.fromkeys(left, error))
+                answers.update(dict.fromkeys(places, error))
+                return
+            await settle(places)
 
         async with asyncio.TaskGroup() as group:
-            for org, places in by_org.items():
-                group.create_task(settle_of(org, places))
+            group.create_task(settle(at_once))
+            for org, places in first.items():
+                group.create_task(open_and_settle(org, places))
         return [answers[at] for at in range(len(commands))]
-
-    async def _settle_few(self, commands: Mapping[int, Settle]) -> dict[int, Ending | Exception]:
-        answers: dict[int, Ending | Exception] = {}
-        calls: dict[int, Call] = {}
-        for at, command in commands.items():
-            try:
-                calls[at] = settle_call(command)
-            except ValueError as error:
-                answers[at] = error
-        replies = await self._courier.run(list(calls.values()))
-        for at, reply in zip(calls, replies, strict=True):
-            answers[at] = ending_or_error(commands[at].org, reply)
-        return answers
 
     async def release(self, command: Release) -> Ending:
         """See `LedgerStore`."""

@@ -331,7 +331,7 @@ async def test_going_on_writes_off_what_a_rolling_window_has_lost(books: Books) 
     call = books.call
     reserve = call.reserve(lease_ms=DAY_MS)
     key = rolling_counter_key(books.org, "rolling", 3_600_000)
-    hold = replace(reserve.holds[0], key=key)
+    hold = reserve.holds[0]._replace(key=key)
     await books.store.reserve(replace(reserve, holds=(hold,)))
     settle = call.settle()
     await books.store.settle(replace(settle, charges=(replace(settle.charges[0], key=key),)))
@@ -762,7 +762,7 @@ async def test_going_on_keeps_what_a_rolling_window_shows(books: Books, tmp_path
     call = books.call
     reserve, settle = call.reserve(lease_ms=DAY_MS), call.settle()
     key = rolling_counter_key(books.org, "rolling", 3_600_000)
-    await books.store.reserve(replace(reserve, holds=(replace(reserve.holds[0], key=key),)))
+    await books.store.reserve(replace(reserve, holds=(reserve.holds[0]._replace(key=key),)))
     await books.store.settle(replace(settle, charges=(replace(settle.charges[0], key=key),)))
     await books.seal()
     await books.trim()

@@ -271,9 +271,9 @@ def test_a_correction_of_a_lost_charge_never_goes_below_zero() -> None:
 @pytest.mark.parametrize("wrong", [-1, AMOUNT_MAX + 1])
 def test_amounts_outside_the_exact_range_are_no_commands(wrong: int) -> None:
     with pytest.raises(ValueError, match="is not within"):
-        Hold("key", wrong, 0, 1)
+        Reserve("id", "org", 0, 0, (Hold("key", wrong, 0, 9999),))
     with pytest.raises(ValueError, match="is not within"):
-        Hold("key", 0, wrong, 1)
+        Reserve("id", "org", 0, 0, (Hold("key", 0, wrong, 9999),))
     with pytest.raises(ValueError, match="is not within"):
         Charge("key", wrong, 1)
     with pytest.raises(ValueError, match="is not within"):

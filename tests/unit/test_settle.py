@@ -231,7 +231,7 @@ async def test_a_call_that_the_store_forgot_is_recovered_from_its_metadata():
     desk = Counter()
     other = Hold(KEYS["usd"], 1, AMOUNT_MAX, FORGET_MS)
     for unit in UNITS:
-        hold = replace(other, key=KEYS[unit])
+        hold = other._replace(key=KEYS[unit])
         at_ms = desk.clock()
         await desk.store.reserve(Reserve(unit, "default", at_ms, at_ms + 1, (hold,)))
     await desk.ends(captured=captured(3))

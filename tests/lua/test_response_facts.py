@@ -188,6 +188,20 @@ class TestServerSentEvents:
             facts = lua_filter.response(pieces, SSE, aborted=True)
             assert facts.get("complete", False) is whole
 
+    def test_an_error_that_is_a_text_is_passed_over_to_its_end(self, lua_filter):
+        text = f'{{"error":"a \\" }} {{","usage":{USAGE},"model":"m"}}'
+        body = events(text, '{"error":{"a":"b"}}')
+        facts = lift(lua_filter, body, SSE)
+        assert (facts["error"], facts["usage"], facts["model"]) == (True, USAGE, '"m"')
+
+    def test_a_model_without_a_name_is_none_yet(self, lua_filter):
+        """As Azure begins each stream, with what its filter says of the prompt."""
+        body = events(
+            '{"id":"","model":"","prompt_filter_results":[],"choices":[]}',
+            f'{{"model":"gpt-4o-2024-05-13","choices":[],"usage":{USAGE}}}',
+        )
+        assert lift(lua_filter, body, SSE)["model"] == '"gpt-4o-2024-05-13"'
+
     def test_anthropic_events_give_both_ends_of_usage(self, lua_filter):
         start, other = '{"input_tokens":5,"output_tokens":1}', '{"input_tokens":0}'
         body = (
@@ -225,14 +239,17 @@ class TestServerSentEvents:
             ('{"type":"error","error":{"type":"overloaded_error"}}', True),
             ('{"error":{}}', True),
             (f'{{"error":{{"message":"{"x" * 70000}"}}}}', True),
+            ('{"code":"The service is currently unavailable","error":"Timed out"}', True),
+            (f'{{"error":"{"x" * 70000}"}}', True),
+            ('{"error":"\\"{"}', True),
             ('{"error":null}', None),
-            ('{"error":"x"}', None),
+            ('{"error":""}', None),
             ('{"error":[{}]}', None),
             ('{"response":{"error":{}}}', None),
         ],
         ids=lambda value: str(value)[:40],
     )
-    def test_an_error_counts_when_it_is_an_object_at_the_root(self, lua_filter, data, error):
+    def test_an_error_counts_as_an_object_or_a_text_at_the_root(self, lua_filter, data, error):
         facts = lift(lua_filter, events('{"a":1}', data), SSE)
         assert facts.get("error") is error
         assert "oversize" not in facts

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 SSE = "text/event-stream"
 VALUE_START = {
-    "usage": "{", "usage_start": "{", "error": "{", "model": '"', "service_tier": '"',
+    "usage": "{", "usage_start": "{", "error": ("{", '"'), "model": '"', "service_tier": '"',
     "error_code": '"',
 }  # fmt: skip
 ROOT = {
@@ -52,7 +52,7 @@ def items_of(text):
 def facts_of_object(text, names):
     for key, value in items_of(text) if text.startswith("{") else ():
         fact = names.get(key)
-        if fact and value.startswith(VALUE_START[fact]):
+        if fact and value != '""' and value.startswith(VALUE_START[fact]):
             yield fact, value
         inner = {id(ROOT): JSON_INNER, id(SSE_ROOT): SSE_INNER}.get(id(names), {})
         if value.startswith("{") and key in inner:

@@ -191,6 +191,17 @@ def test_every_endpoint_that_takes_a_cap_is_written_here():
     assert {plain_name(name) for _, name in CAPPED} == set(WRITERS)
 
 
+def embedded(text: str, *, seen: bool) -> dict[str, dict[str, Any]]:
+    """The body of an embedding, by its endpoint; OpenAI's is written below."""
+    picture = [{"inlineData": {"mimeType": "image/png", "data": "eA=="}}] if seen else []
+    return {
+        "invoke_embedding": {"inputText": text},
+        "embed": {"model": "embed-v4.0", "input_type": "search_query", "texts": [text]},
+        "embed_content": {"content": {"parts": [{"text": text}, *picture]}},
+        "predict": {"instances": [{"content": text}]},
+    }
+
+
 def of_corpus(entry: dict[str, Any]) -> RequestFacts:
     """The tightest request that can have had this usage: a byte for each token of its input."""
     usage: dict[str, int] = entry["usage"]
@@ -208,6 +219,10 @@ def of_corpus(entry: dict[str, Any]) -> RequestFacts:
     if entry["endpoint"] == "transcriptions":
         form = Request(sound(asked.model), content_type=FORM_TYPE)
         return read(entry["api"], entry["endpoint"], form)
+    bodies = embedded(asked.texts[0], seen="input_image_tokens" in usage)
+    if entry["endpoint"] in bodies:
+        body = json.dumps(bodies[entry["endpoint"]]).encode()
+        return read(entry["api"], entry["endpoint"], Request(body, asked.model))
     field = "prompt" if entry["endpoint"] == "images" else "input"
     body = json.dumps({"model": asked.model, field: asked.texts[0]}).encode()
     return read(entry["api"], entry["endpoint"], Request(body))

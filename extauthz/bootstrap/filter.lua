@@ -49,6 +49,7 @@ local NO_KEY, SCOPE_DEPTH_MAX = false, 2
 local JSON_ROOT = {
   usage = USAGE, model = MODEL, service_tier = SERVICE_TIER,
   usageMetadata = USAGE, modelVersion = MODEL,  -- Gemini
+  meta = {inside = {[OPEN_OBJECT] = {billed_units = USAGE}}},  -- Cohere's embeddings
   error = {inside = {[OPEN_OBJECT] = {code = ERROR_CODE}}},
 }
 -- Gemini without alt=sse streams one JSON list of objects, each a root of its own. Only a body of

@@ -193,6 +193,9 @@ def _published() -> Iterator[Model]:
     rate = per_million(input="2.50", output="10")
     yield Model("cohere", "command-a-03-2025", "command-a-03-2025", rate)
 
+    rate = per_million(input="0.12", output="0")
+    yield Model("cohere", "embed-v4.0", "embed-v4.0", rate)
+
     def claude(usd: tuple[str, str, str, str, str]) -> Rates:
         given, write_5m, write_1h, read, output = usd
         return per_million(

@@ -52,6 +52,13 @@ class TestJson:
 
         assert lua_filter.response([body], SSE)["usage"] == b""
 
+    def test_what_cohere_bills_for_an_embedding_is_lifted_as_its_usage(self, lua_filter):
+        inner = f'"meta":{{"billed_units":{FORGED}}},"billed_units":{FORGED}'
+        meta = f'"meta":{{"x":{{{inner}}},"billed_units":{USAGE}}}'
+        body = f'{{"embeddings":{{{inner}}},{meta},"y":[{{{inner}}}]}}'
+        assert lift(lua_filter, body)["usage"] == USAGE
+        assert "usage" not in lift(lua_filter, events(body), SSE)
+
     def test_gemini_facts_are_lifted_under_the_same_names(self, lua_filter):
         body = f'{{"candidates":[],"usageMetadata":{USAGE},"modelVersion":"gemini-2.5"}}'
         facts = lift(lua_filter, body, "application/json; charset=UTF-8")

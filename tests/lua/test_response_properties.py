@@ -21,7 +21,8 @@ ROOT = {
 }
 SSE_ROOT = ROOT | {"error": "error"}
 LIST_ROOT = dict(SSE_ROOT)  # of a list: the same names, but nothing lies within them
-JSON_INNER = {"error": {"code": "error_code"}}
+JSON_INNER = {"error": {"code": "error_code"}, "meta": {"billed_units": "usage"}}
+INNER = ("error", "message", "response", "meta", "delta")
 SSE_INNER = {
     "message": {"usage": "usage_start", "model": "model"},
     "delta": {"usage": "usage"},
@@ -105,7 +106,7 @@ TEXT = st.lists(
     max_size=6,
 ).map("".join)
 KEY = st.one_of(
-    st.sampled_from([*ROOT, "error", "code", "message", "response", "usage", "usage"]),
+    st.sampled_from([*ROOT, *INNER, "code", "billed_units", "usage", "usage"]),
     st.sampled_from(["\\u0075sage", "usage\\\\", '\\"usage', "x" * 70, "x" * 64 + "usage", ""]),
     TEXT,
 )

@@ -179,6 +179,7 @@ def _published() -> Iterator[Model]:
     for name, given, made in (
         ("us.meta.llama3-3-70b-instruct-v1:0", "0.72", "0.72"),
         ("amazon.titan-text-express-v1", "0.20", "0.60"),
+        ("mistral.mistral-large-2402-v1:0", "4", "12"),
         ("amazon.titan-embed-text-v2:0", "0.02", "0"),
     ):
         yield Model("aws", name, name, per_million(input=given, output=made), 8_192)

@@ -125,6 +125,15 @@ def llama(asked: Asked) -> dict[str, Any]:
     return {"prompt": "\n".join(asked.texts), **capped}
 
 
+def mistral(asked: Asked) -> dict[str, Any]:
+    capped = {"max_tokens": asked.cap} if asked.cap else {}
+    if asked.tool is None:
+        return {"prompt": "\n".join(asked.texts), **capped}
+    messages = [{"role": "user", "content": text} for text in asked.texts]
+    tools = [{"type": "function", "function": _function(asked)}]
+    return {"messages": messages, "tools": tools, **capped}
+
+
 def titan(asked: Asked) -> dict[str, Any]:
     config = {"textGenerationConfig": {"maxTokenCount": asked.cap}} if asked.cap else {}
     return {"inputText": "\n".join(asked.texts), **config}
@@ -149,6 +158,8 @@ WRITERS: dict[str, Callable[[Asked], dict[str, Any]]] = {
     "invoke_nova_stream": converse,
     "invoke_llama": llama,
     "invoke_llama_stream": llama,
+    "invoke_mistral": mistral,
+    "invoke_mistral_stream": mistral,
     "invoke_titan": titan,
     "invoke_titan_stream": titan,
     "raw_predict": hosted,

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from extauthz.providers.base import (
+    UNBILLED_STATUS,
     Adapter,
     CapturedResponse,
     Refusal,
@@ -171,6 +172,7 @@ COHERE = Adapter(
         free("models", "GET", r"/v1/models(/[A-Za-z0-9][A-Za-z0-9._-]*)?"),
     ),
     refusal_body=refusal_body,
+    unbilled_status=UNBILLED_STATUS | {402},
     # Its own for an account at its billing limit, https://docs.cohere.com/reference/errors; after a
     # 429 the SDK asks again.
     exhausted_status=402,

@@ -362,8 +362,10 @@ def test_a_stream_that_told_no_usage_is_charged_its_reservation(
 def test_a_stream_that_ended_in_an_exception_is_charged_its_reservation(
     sidecar: Sidecar, bot: str, call: Any
 ) -> None:
+    events = stream(call(bot, ending="error-event"))
     with pytest.raises(EventStreamError):
-        list(stream(call(bot, ending="error-event")))
+        list(events)
+    events.close()
     assert_reservation_was_charged(sidecar, bot)
 
 

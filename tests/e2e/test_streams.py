@@ -7,6 +7,8 @@ import http.client
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ import zstandard
 from calls import headers_of
 from dialects import DOCUMENTS, STREAMS, Dialect, encoded, json
 from scripted_provider import JSON, Answer, scripted_provider
-from sidecar import Sidecar, agent, running_sidecar
+from sidecar import Sidecar, agent, nanousd, running_sidecar
 
 SECONDS_MAX = 30
+"""Envoy ends a call a good deal earlier."""
 MB = 1_000_000
 SHAPES = {
     "events": "OpenAI's chat", "events of who always tells": "Mistral's chat",
@@ -91,18 +94,39 @@ def large() -> Iterator[bytes]:
     yield b'"}}],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15}}\n\n'
 
 
+STALLS = (
+    "OpenAI's chat", "Anthropic's messages", "Gemini's list", "Nova's at Bedrock",
+    "a conversation at Bedrock",
+)  # fmt: skip
+ended = threading.Event()
+
+
+def stalling(dialect: Dialect, share: float) -> Iterator[bytes]:
+    """As much of an answer; then nothing, and no end."""
+    body = encoded(dialect)
+    yield body[: int(len(body) * share)]
+    ended.wait()
+
+
 def answers() -> Iterable[Answer]:
     for dialect, steps, how in CASES.values():
         coding = {"gzipped": "gzip", "zstandard": "zstd"}.get(how, "")
         yield Answer(getattr(steps, how)(), kind_of(dialect), coding)
     yield Answer(large(), STREAMS["OpenAI's chat"].shape)
+    for name in STALLS:
+        yield Answer(stalling(STREAMS[name], 0.6), kind_of(STREAMS[name]))
 
 
 @pytest.fixture(scope="module")
 def sidecar() -> Iterator[Sidecar]:
+    agents = agent("bot", "1000.00")
+    for number in range(len(STALLS)):
+        agents |= agent(f"waiting{number}", "1000.00")
     with (
         scripted_provider(list(answers())) as url,
-        running_sidecar(agents=agent("bot", "1000.00"), start=False) as running,
+        running_sidecar(
+            agents=agents, timeouts={"stream_idle_timeout": "4s"}, start=False
+        ) as running,
     ):
         credential = {"env": "SANDBOX_OPENAI_CREDENTIAL"}
         providers: Any = running.config["providers"]
@@ -110,13 +134,16 @@ def sidecar() -> Iterator[Sidecar]:
             providers[api] = {"api": api, "upstream": url, "credential": credential}
         running.start()
         yield running
+        ended.set()
 
 
-def call(sidecar: Sidecar, number: int, dialect: Dialect) -> http.client.HTTPResponse:
+def call(
+    sidecar: Sidecar, number: int, dialect: Dialect, name: str = "bot"
+) -> http.client.HTTPResponse:
     host, _, port = sidecar.egress.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=SECONDS_MAX)
     sidecar.clients.callback(connection.close)
-    headers = headers_of("bot") | {"x-case": str(number)}
+    headers = headers_of(name) | {"x-case": str(number)}
     connection.request("POST", dialect.path, json.dumps(dialect.body), headers)
     return connection.getresponse()
 
@@ -152,6 +179,27 @@ def test_a_stream_of_any_length_takes_bounded_memory(sidecar: Sidecar) -> None:
     assert peak_bytes(envoy) - before < 30 * MB
     sidecar.until_settled()
     assert sidecar.log_lines("settlement")[-1]["usage"]["output_tokens"] == 5
+
+
+def test_an_answer_that_stalls_is_ended_and_spent_as_reserved(sidecar: Sidecar) -> None:
+    def wait(number: int) -> None:
+        dialect = STREAMS[STALLS[number]]
+        answer = call(sidecar, len(CASES) + 1 + number, dialect, f"waiting{number}")
+        assert answer.status == 200
+        with suppress(http.client.HTTPException, OSError):
+            answer.read()
+
+    with ThreadPoolExecutor(len(STALLS)) as pool:
+        list(pool.map(wait, range(len(STALLS))))
+
+    sidecar.until_settled()
+    reserved = {
+        line["agent"]: nanousd(line["estimate_usd"]) for line in sidecar.log_lines("decision")
+    }
+    for number in range(len(STALLS)):
+        name = f"waiting{number}"
+        assert sidecar.balance(name) == (reserved[name], 0), STALLS[number]
+        assert reserved[name] > STREAMS[STALLS[number]].cost_nanousd
 
 
 def peak_bytes(process: Path) -> int:

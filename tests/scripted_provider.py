@@ -16,7 +16,10 @@ FRAMES = "application/vnd.amazon.eventstream"
 
 @dataclass(frozen=True)
 class Answer:
-    """Pieces that go over the wire one by one; one without an end is cut off behind them."""
+    """Pieces that go over the wire one by one; one without an end is cut off behind them.
+
+    One of HTTP/1.0 has no length, and ends where the connection does.
+    """
 
     pieces: Iterable[bytes]
     content_type: str = JSON
@@ -25,6 +28,7 @@ class Answer:
     trailers: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     ends: bool = True
+    http1_0: bool = False
 
 
 def by_byte(data: bytes) -> list[bytes]:
@@ -62,15 +66,16 @@ class _Handler(StreamRequestHandler):
         headers = {
             "connection": "close",
             "content-type": answer.content_type,
-            "transfer-encoding": "chunked",
+            **({} if answer.http1_0 else {"transfer-encoding": "chunked"}),
             **({"content-encoding": answer.encoding} if answer.encoding else {}),
             **answer.headers,
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.wfile.write(f"HTTP/1.1 {answer.status} X\r\n{head}\r\n".encode())
+        version = "1.0" if answer.http1_0 else "1.1"
+        self.wfile.write(f"HTTP/{version} {answer.status} X\r\n{head}\r\n".encode())
         for piece in answer.pieces:
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        if answer.ends:
+            self.wfile.write(piece if answer.http1_0 else b"%x\r\n%b\r\n" % (len(piece), piece))
+        if answer.ends and not answer.http1_0:
             self.wfile.write(b"0\r\n" + answer.trailers + b"\r\n")
 
 

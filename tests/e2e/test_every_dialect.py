@@ -60,7 +60,7 @@ def streamed(dialect: Dialect) -> dict[str, Answer]:
     }
     kind = JSON if dialect.shape == LIST else dialect.shape
     answers = {way: Answer(each, kind) for way, each in pieces.items()}
-    return answers | compressed(Answer([plain], kind), dialect)
+    return answers | otherwise(Answer([plain], kind), dialect)
 
 
 def documented(dialect: Dialect) -> dict[str, Answer]:
@@ -72,16 +72,17 @@ def documented(dialect: Dialect) -> dict[str, Answer]:
         "by byte": by_byte(plain), "untidy": in_pieces(untidy, 7), "1 MB": in_pieces(large, 50_000)
     }  # fmt: skip
     answers = {way: Answer(each, headers=dialect.headers) for way, each in pieces.items()}
-    return answers | compressed(Answer([plain], headers=dialect.headers), dialect)
+    return answers | otherwise(Answer([plain], headers=dialect.headers), dialect)
 
 
-def compressed(answer: Answer, dialect: Dialect) -> dict[str, Answer]:
-    """By a provider that passes over what it was asked for, in one way or another."""
+def otherwise(answer: Answer, dialect: Dialect) -> dict[str, Answer]:
+    """Compressed in some way, though nobody asked for it; and until the provider closes."""
     codings = {"gzip": gzip.compress, "br": stored_brotli, "zstd": zstandard.compress}
-    same_shape = [one for one in ALL.values() if one.shape == dialect.shape]
-    coding = list(codings)[same_shape.index(dialect) % len(codings)]
+    number = [one for one in ALL.values() if one.shape == dialect.shape].index(dialect)
+    coding = list(codings)[number % len(codings)]
     body = codings[coding](b"".join(answer.pieces))
-    return {coding: replace(answer, pieces=in_pieces(body, 11), encoding=coding)}
+    packed = replace(answer, pieces=in_pieces(body, 11), encoding=coding)
+    return {coding: packed, **({} if number else {"over HTTP/1.0": replace(answer, http1_0=True)})}
 
 
 def ended_badly(dialect: Dialect) -> dict[str, Answer]:

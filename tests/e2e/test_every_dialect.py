@@ -170,6 +170,17 @@ PRICED = {
         {"usage": {"inputTokens": 10, "outputTokens": 5, "cacheReadInputTokens": 7,
                    "cacheWriteInputTokens": 3, "totalTokens": 25}},
     ),
+    "nothing, says Claude": haiku(0, {"input_tokens": 0, "output_tokens": 0}),
+    "nothing, says Gemini": gemini("gemini-2.5-flash", 0, "gemini-2.5-flash", promptTokenCount=0,
+                                   candidatesTokenCount=0, totalTokenCount=0),
+    "nothing, says Cohere": whole(
+        "/cohere/v2/chat", chat(model="command-a-03-2025"), 0,
+        {"usage": {"billed_units": {"input_tokens": 0, "output_tokens": 0}}},
+    ),
+    "nothing, says Bedrock": whole(
+        HAIKU + "/converse", CONVERSATION, 0,
+        {"usage": {"inputTokens": 0, "outputTokens": 0, "totalTokens": 0}},
+    ),
     "a search by the call": whole(
         "/perplexity/v1/chat/completions", chat(model="sonar"),
         10 * 1_000 + 5 * 1_000 + 12_000_000, {"choices": CHOICES, "usage": OPENAI},

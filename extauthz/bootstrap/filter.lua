@@ -45,10 +45,14 @@ local ERROR_CODE = {fact = "error_code", first_byte = QUOTE}
 
 -- A scope maps the keys of an open object to fields. The document itself, and what stands in a
 -- list, has no key. No scope lies deeper than SCOPE_DEPTH_MAX.
-local NO_KEY, SCOPE_DEPTH_MAX = false, 2
+local NO_KEY, SCOPE_DEPTH_MAX = false, 4
+-- Vertex AI counts text by text, and a call has one.
+local PREDICTION = {embeddings = {inside = {[OPEN_OBJECT] = {statistics = USAGE}}}}
+local PREDICTIONS = {[NO_KEY] = {inside = {[OPEN_OBJECT] = PREDICTION}}}
 local JSON_ROOT = {
   usage = USAGE, model = MODEL, service_tier = SERVICE_TIER,
   usageMetadata = USAGE, modelVersion = MODEL,  -- Gemini
+  predictions = {inside = {[OPEN_LIST] = PREDICTIONS}},
   meta = {inside = {[OPEN_OBJECT] = {billed_units = USAGE}}},  -- Cohere's embeddings
   error = {inside = {[OPEN_OBJECT] = {code = ERROR_CODE}}},
 }

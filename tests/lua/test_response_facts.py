@@ -59,6 +59,15 @@ class TestJson:
         assert lift(lua_filter, body)["usage"] == USAGE
         assert "usage" not in lift(lua_filter, events(body), SSE)
 
+    def test_what_vertex_counts_of_a_text_is_lifted_as_its_usage(self, lua_filter):
+        inner = f'"statistics":{FORGED},"usage":{FORGED},"embeddings":{{"statistics":{FORGED}}}'
+        one = f'{{{inner},"embeddings":{{"x":{{{inner}}},"statistics":{USAGE},"values":[0.5]}}}}'
+        body = f'{{{inner},"x":[{{{inner}}}],"predictions":[{one}],"y":{{"predictions":[{one}]}}}}'
+        assert lift(lua_filter, body.replace(f',"usage":{FORGED}', ""))["usage"] == USAGE
+        for other in (f'{{"predictions":[[{one}]]}}', f'{{"predictions":{one}}}', f"[{one}]"):
+            assert "usage" not in lift(lua_filter, other.replace(f',"usage":{FORGED}', ""))
+        assert "usage" not in lift(lua_filter, events(f'{{"predictions":[{one}]}}'), SSE)
+
     def test_gemini_facts_are_lifted_under_the_same_names(self, lua_filter):
         body = f'{{"candidates":[],"usageMetadata":{USAGE},"modelVersion":"gemini-2.5"}}'
         facts = lift(lua_filter, body, "application/json; charset=UTF-8")

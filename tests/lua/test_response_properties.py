@@ -20,6 +20,7 @@ ROOT = {
     "service_tier": "service_tier",
 }
 SSE_ROOT = ROOT | {"error": "error"}
+STATISTICS = {"statistics": "usage"}
 LIST_ROOT = dict(SSE_ROOT)  # of a list: the same names, but nothing lies within them
 JSON_INNER = {"error": {"code": "error_code"}, "meta": {"billed_units": "usage"}}
 INNER = ("error", "message", "response", "meta", "delta")
@@ -56,8 +57,16 @@ def facts_of_object(text, names):
         if fact and value != '""' and value.startswith(VALUE_START[fact]):
             yield fact, value
         inner = {id(ROOT): JSON_INNER, id(SSE_ROOT): SSE_INNER}.get(id(names), {})
+        if names is ROOT and key == "predictions" and value.startswith("["):
+            yield from (fact for _, item in items_of(value) for fact in facts_of_prediction(item))
         if value.startswith("{") and key in inner:
             yield from facts_of_object(value, inner[key])
+
+
+def facts_of_prediction(text):
+    for key, value in items_of(text) if text.startswith("{") else ():
+        if key == "embeddings" and value.startswith("{"):
+            yield from facts_of_object(value, STATISTICS)
 
 
 def facts_of_json(text):
@@ -106,7 +115,19 @@ TEXT = st.lists(
     max_size=6,
 ).map("".join)
 KEY = st.one_of(
-    st.sampled_from([*ROOT, *INNER, "code", "billed_units", "usage", "usage"]),
+    st.sampled_from(
+        [
+            *ROOT,
+            *INNER,
+            "code",
+            "billed_units",
+            "usage",
+            "usage",
+            "predictions",
+            "embeddings",
+            "statistics",
+        ]
+    ),
     st.sampled_from(["\\u0075sage", "usage\\\\", '\\"usage', "x" * 70, "x" * 64 + "usage", ""]),
     TEXT,
 )

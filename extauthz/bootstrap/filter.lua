@@ -32,21 +32,28 @@ local KEY_BYTES_MAX, VALUE_BYTES_MAX = 64, 65536
 local LF, CR, SPACE, QUOTE, COMMA, BACKSLASH = 10, 13, 32, 34, 44, 92
 local OPEN_LIST, CLOSE_LIST, OPEN_OBJECT, CLOSE_OBJECT = 91, 93, 123, 125
 
--- A field is what a key leads to: a fact, if the value begins with `first_byte`, or the scope
--- `inside` the value. A fact with a `value` of its own says only that it was there.
+-- A field is what a key leads to: a fact, if the value begins with `first_byte` (or with `or_byte`), or
+-- the scope `inside` the value. A fact with a `value` of its own says only that it was there. A text of
+-- nothing says nothing: Azure's streams begin with an event that has `"model":""`.
 local USAGE = {fact = "usage", first_byte = OPEN_OBJECT}
 local USAGE_START = {fact = "usage_start", first_byte = OPEN_OBJECT, first_wins = true}
 local MODEL = {fact = "model", first_byte = QUOTE, first_wins = true}
 local SERVICE_TIER = {fact = "service_tier", first_byte = QUOTE}
-local ERROR = {fact = "error", first_byte = OPEN_OBJECT, value = true}
+-- (xAI's is a text: https://github.com/vercel/ai/issues/10533)
+local ERROR = {fact = "error", first_byte = OPEN_OBJECT, or_byte = QUOTE, value = true}
 local ERROR_CODE = {fact = "error_code", first_byte = QUOTE}
 
 -- A scope maps the keys of an open object to fields. The document itself, and what stands in a
 -- list, has no key. No scope lies deeper than SCOPE_DEPTH_MAX.
-local NO_KEY, SCOPE_DEPTH_MAX = false, 2
+local NO_KEY, SCOPE_DEPTH_MAX = false, 4
+-- Vertex AI counts text by text, and a call has one.
+local PREDICTION = {embeddings = {inside = {[OPEN_OBJECT] = {statistics = USAGE}}}}
+local PREDICTIONS = {[NO_KEY] = {inside = {[OPEN_OBJECT] = PREDICTION}}}
 local JSON_ROOT = {
   usage = USAGE, model = MODEL, service_tier = SERVICE_TIER,
   usageMetadata = USAGE, modelVersion = MODEL,  -- Gemini
+  predictions = {inside = {[OPEN_LIST] = PREDICTIONS}},
+  meta = {inside = {[OPEN_OBJECT] = {billed_units = USAGE}}},  -- Cohere's embeddings
   error = {inside = {[OPEN_OBJECT] = {code = ERROR_CODE}}},
 }
 -- Gemini without alt=sse streams one JSON list of objects, each a root of its own. Only a body of
@@ -91,7 +98,9 @@ local function set(handle, key, value)
   handle:streamInfo():dynamicMetadata():set(USAGE_NAMESPACE, key, value)
 end
 
+local NO_TEXT = '""'
 local function report(facts, field, text)
+  if text == NO_TEXT then return end
   local value = field.value or text
   -- What cannot be reported takes the place of what was: an earlier usage is not the last one.
   if not value then
@@ -113,6 +122,7 @@ local function new_document(top, facts)
   return {
     top = top, facts = facts, scopes = {[0] = top}, depth = 0, key = NO_KEY,
     in_string = false, escaped = false, keeping = false, kept = "", kept_from = 1, kept_max = 0,
+    keeping_text = false,
   }
 end
 
@@ -127,9 +137,10 @@ local function keep_key(doc, at)
 end
 
 local function keep_value(doc, field, first_byte, at)
-  if not field or field.first_byte ~= first_byte then return end
+  if not field or (field.first_byte ~= first_byte and field.or_byte ~= first_byte) then return end
   if field.first_wins and doc.facts.reported[field.fact] then return end
   doc.keeping, doc.kept, doc.kept_from, doc.kept_max = field, "", at, VALUE_BYTES_MAX
+  doc.keeping_text = first_byte == QUOTE
 end
 
 -- Adds the text up to `at`; of a text that is too long, only `false` is kept.
@@ -149,7 +160,7 @@ local function string_ends(doc, s, at)
   if doc.keeping == KEY then
     keep_to(doc, s, at - 1)
     doc.key, doc.keeping = doc.kept or "", false  -- too long: a key, but none of ours
-  elseif doc.keeping.first_byte == QUOTE then
+  elseif doc.keeping_text then
     value_ends(doc, s, at)
   end
 end
@@ -287,7 +298,7 @@ local NO_CHOICES = {'"choices":[]', '"choices": []'}
 local UNASKED_ROOT = {
   usage = {fact = "usage", first_byte = OPEN_OBJECT},
   choices = {fact = "choices", first_byte = OPEN_LIST},
-  error = {fact = "error", first_byte = OPEN_OBJECT, value = true},
+  error = ERROR,
 }
 local UNASKED_DOCUMENT = {[NO_KEY] = {inside = {[OPEN_OBJECT] = UNASKED_ROOT}}}
 

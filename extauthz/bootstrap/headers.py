@@ -39,6 +39,11 @@ SPEAK_OF_ANOTHER_REQUEST = (
 """Headers by which some frameworks take a request for another one than it is. Check decided by the
 method and the path: `GET /v1/models` must not become a completion behind its back."""
 
+SHORTEN_ANSWERS = ("x-goog-fieldmask",)
+"""Headers by which a client has fields left out of its answer, those that tell the usage too: a
+count that Google leaves out is zero. (Its query parameters for it, `fields` and `$fields`, are
+in no endpoint's.) https://cloud.google.com/apis/docs/system-parameters"""
+
 
 def remove(name: str) -> HeaderMutation:
     """Take one header away."""
@@ -75,6 +80,7 @@ def from_agents() -> list[HeaderMutation]:
         remove_prefix("x-budget-"),
         remove_prefix("x-extauthz-"),
         *(remove(name) for name in SPEAK_OF_ANOTHER_REQUEST),
+        *(remove(name) for name in SHORTEN_ANSWERS),
         # Usage is read from the body: ask for one that is not compressed.
         HeaderMutation(append=overwrite("accept-encoding", "identity")),
     ]

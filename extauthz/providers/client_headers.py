@@ -29,6 +29,8 @@ KNOWN_BETAS = (
 _PRICED: dict[str, tuple[str, ...]] = {
     "anthropic-beta": KNOWN_BETAS,
     "openai-beta": (),
+    # To another deployment: https://learn.microsoft.com/azure/foundry/openai/how-to/spillover-traffic-management
+    "x-ms-spillover-deployment": (),
     "x-amzn-bedrock-guardrailidentifier": (),
     "x-amzn-bedrock-performanceconfig-latency": ("standard",),
     "x-amzn-bedrock-service-tier": ("default",),

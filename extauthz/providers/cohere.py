@@ -1,13 +1,16 @@
-"""`api: cohere`: Cohere's chat, https://docs.cohere.com/reference/chat.
+"""`api: cohere`: https://docs.cohere.com/reference/chat and https://docs.cohere.com/reference/embed.
 
-`usage.billed_units` is what is billed: less than `usage.tokens`, which counts Cohere's own prompt
-too. A stream tells it in `message-end`, under `delta`. No answer names its model.
+`usage.billed_units` is what is billed of a chat: less than `usage.tokens`, which counts Cohere's
+own prompt too. A stream tells it in `message-end`, under `delta`; an embedding in
+`meta.billed_units`.
+No answer names its model.
 """
 
 import json
 from typing import Any
 
 from extauthz.providers.base import (
+    UNBILLED_STATUS,
     Adapter,
     CapturedResponse,
     Refusal,
@@ -41,6 +44,10 @@ _PARAMETERS = frozenset((
     "messages", "model", "p", "presence_penalty", "priority", "response_format", "safety_mode",
     "seed", "stop_sequences", "stream", "strict_tools", "temperature", "thinking", "tool_choice",
     "tools",
+))  # fmt: skip
+_EMBED_PARAMETERS = frozenset((
+    "embedding_types", "input_type", "inputs", "max_tokens", "model", "output_dimension",
+    "priority", "texts", "truncate",
 ))  # fmt: skip
 _THINKING_TOKENS_MAX = 32_000
 """The most that a model of Cohere's answers, https://docs.cohere.com/docs/models."""
@@ -94,14 +101,54 @@ def _read_usage(captured: CapturedResponse) -> UsageReport:
     usage = decode_object(captured.usage)
     if usage is None or not isinstance(usage.get("billed_units"), dict):
         return UNKNOWN_USAGE
-    amounts = extract("cohere", "default", usage)
+    return _report(extract("cohere", "default", usage), usage["billed_units"], captured)
+
+
+def _report(
+    amounts: dict[str, int] | None, billed_units: dict[str, Any], captured: CapturedResponse
+) -> UsageReport:
     if amounts is None:
         return UNKNOWN_USAGE
-    # Searches and classifications are billed otherwise than tokens.
-    others = set(usage["billed_units"]) - {"input_tokens", "output_tokens"}
-    all_told = not any(usage["billed_units"][name] for name in others)
+    # Pictures, searches and classifications are billed otherwise than text.
+    others = set(billed_units) - {"input_tokens", "output_tokens", "text_tokens"}
+    all_told = not any(billed_units[name] for name in others)
     exact = captured.complete and not captured.error and all_told
     return UsageReport(Exactness.EXACT if exact else Exactness.LOWER_BOUND, amounts)
+
+
+def _read_embedding(request: Request) -> RequestFacts:
+    """The facts of up to 96 texts; pictures have a price of their own, which the list has not."""
+    body = request.body
+    document = known_fields(parse_object(body), _EMBED_PARAMETERS, "the request")
+    texts = list(read_list(document, "texts"))
+    for item in read_list(document, "inputs"):
+        content = read_list(known_fields(item, frozenset(("content",)), "an input"), "content")
+        texts += [_text_of(part) for part in content]
+    if not all(isinstance(text, str) for text in texts):
+        raise RequestError(Reason.UNPARSEABLE_BODY, "each of 'texts' must be a text")
+    return RequestFacts(
+        model=read_string(document, "model"),
+        stream=False,
+        input_tokens_max=text_tokens_max(body),
+        output_tokens_cap=0,
+        bills=("input_mtok",),
+    )
+
+
+def _text_of(part: Any) -> Any:
+    if not isinstance(part, dict) or part.get("type") != "text":
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT, "pictures have no price here: send nothing but text"
+        )
+    return known_fields(part, frozenset(("text", "type")), "a part").get("text")
+
+
+def _read_embedding_usage(captured: CapturedResponse) -> UsageReport:
+    units = decode_object(captured.usage)
+    if units is None:
+        return UNKNOWN_USAGE
+    amounts = extract("cohere", "embeddings", {"billed_units": units}, root="meta")
+    return _report(amounts, units, captured)
 
 
 def _has_media(document: dict[str, Any]) -> bool:
@@ -121,9 +168,11 @@ COHERE = Adapter(
     price_provider="cohere",
     endpoints=(
         billed("chat", "/v2/chat", _read_request, _read_usage, cap_fields=_CAP_FIELDS),
+        billed("embed", "/v2/embed", _read_embedding, _read_embedding_usage),
         free("models", "GET", r"/v1/models(/[A-Za-z0-9][A-Za-z0-9._-]*)?"),
     ),
     refusal_body=refusal_body,
+    unbilled_status=UNBILLED_STATUS | {402},
     # Its own for an account at its billing limit, https://docs.cohere.com/reference/errors; after a
     # 429 the SDK asks again.
     exhausted_status=402,

@@ -7,7 +7,7 @@ path belongs to the upstream's URL (`https://api.groq.com/openai`).
 import re
 from dataclasses import dataclass
 
-from extauthz.providers.base import Adapter
+from extauthz.providers.base import UNBILLED_STATUS, Adapter
 from extauthz.providers.openai import routing
 from extauthz.providers.openai.dialect import HOSTED_PARTS, SEARCHES, Dialect
 from extauthz.providers.openai.endpoints import billed_endpoint, models
@@ -37,13 +37,16 @@ class _Server:
         dialect: see there.
         endpoints: what it serves beside the list of models.
         prefix: of its paths, a regular expression.
+        refuses_with: statuses beside the usual ones that prove that nothing was billed.
     """
 
     dialect: Dialect
     endpoints: tuple[str, ...] = ("chat",)
     prefix: str = "/v1"
+    refuses_with: frozenset[int] = frozenset()
 
 
+_NO_BALANCE = frozenset((402,))
 _OLDER_CAP = ("max_tokens",)
 _OLDER_CAP_FIRST = ("max_tokens", "max_completion_tokens")
 _TABLE = {
@@ -71,9 +74,11 @@ _TABLE = {
             )),
             tiers=frozenset(("auto", "default", "on_demand", "flex", "performance")),
             unbounded_models=re.compile(f"compound|{SEARCHES}"),
-        )
+        ),
+        # No capacity left for `flex`: https://console.groq.com/docs/flex-processing
+        refuses_with=frozenset((498,)),
     ),
-    # https://api-docs.deepseek.com/api/create-chat-completion
+    # https://api-docs.deepseek.com/api/create-chat-completion, .../quick_start/error_codes
     "deepseek": _Server(
         Dialect(
             price_provider="deepseek",
@@ -83,6 +88,7 @@ _TABLE = {
             parameters=frozenset(("thinking",)),
         ),
         prefix="(/v1)?",
+        refuses_with=_NO_BALANCE,
     ),
     # `deferred` answers later, `search_parameters` searches. https://docs.x.ai/docs/api-reference
     "xai": _Server(
@@ -120,8 +126,9 @@ _TABLE = {
     ),
     # A router: which provider of a model answers, and of which model of a list, it decides itself,
     # within a highest price; what it charges is in `usage.cost`. `openrouter/…` are its own choices
-    # among all models, `:online` searches.
-    # https://openrouter.ai/docs/api-reference/overview
+    # among all models, `@preset/…` is what its owner has stored (models, tools), `:online`
+    # searches. https://openrouter.ai/docs/api-reference/overview,
+    # https://openrouter.ai/docs/features/presets
     "openrouter": _Server(
         Dialect(
             price_provider="openrouter",
@@ -129,10 +136,13 @@ _TABLE = {
             usage_shape=("openrouter", "chat"),
             cap_fields=_OLDER_CAP_FIRST,
             parameters=_SAMPLING | {"include_reasoning", "top_a", "usage"} | routing.PARAMETERS,
-            unbounded_models=re.compile(f"^openrouter/|:online|:nitro|:exacto|sonar|{SEARCHES}"),
+            unbounded_models=re.compile(
+                f"^openrouter/|@preset/|:online|:nitro|:exacto|sonar|{SEARCHES}"
+            ),
             tells_cost=True,
             routes=True,
-        )
+        ),
+        refuses_with=_NO_BALANCE,  # https://openrouter.ai/docs/api-reference/errors
     ),
     # Every call of a `sonar` searches, for a price by the call; deep research searches as often as
     # it likes. https://docs.perplexity.ai/api-reference/chat-completions-post
@@ -202,6 +212,7 @@ def _adapter(server: _Server) -> Adapter:
             models(server.prefix, name=_MODEL_PATH),
         ),
         refusal_body=refusal_body,
+        unbilled_status=UNBILLED_STATUS | server.refuses_with,
     )
 
 

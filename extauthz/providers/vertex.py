@@ -20,12 +20,13 @@ from extauthz.providers.base import (
     billed,
     free,
 )
-from extauthz.providers.gemini import embeddings, generate
+from extauthz.providers.gemini import embeddings, generate, predictions
 from extauthz.providers.gemini.refusals import refusal_body
 from extauthz.usage import UsageReport
 
 _PROJECT = r"/(v1|v1beta1)/projects/[A-Za-z0-9][A-Za-z0-9_.:-]*"
 _GOOGLE = r"/publishers/google/models/(?P<model>[A-Za-z0-9][A-Za-z0-9._@-]*)"
+_EMBEDDING = r"/publishers/google/models/(?P<model>gemini-embedding-[A-Za-z0-9._@-]+)"
 _ANTHROPIC = r"/publishers/anthropic/models/(?P<model>claude-[A-Za-z0-9._@-]+)"
 _GLOBAL = _PROJECT + "/locations/global"
 _REGION = _PROJECT + "/locations/(?!global/)[a-z0-9-]+"
@@ -105,6 +106,9 @@ VERTEX = Adapter(
             embeddings.read_batch,
             embeddings.read_usage,
             query=_JSON,
+        ),
+        *_either_place(
+            "predict", _EMBEDDING + ":predict", predictions.read_request, predictions.read_usage
         ),
         *_either_place(
             "raw_predict",

@@ -9,7 +9,7 @@ from aiohttp import web
 from extauthz.sandbox.anthropic import Anthropic
 from extauthz.sandbox.bedrock import BEDROCK_PATHS, Converse
 from extauthz.sandbox.bill import Bill, Received
-from extauthz.sandbox.cohere import Cohere
+from extauthz.sandbox.cohere import Cohere, Embed
 from extauthz.sandbox.delivery import arrange, deliver
 from extauthz.sandbox.gemini import Gemini, GeminiEvents, GeminiList, gemini_actions
 from extauthz.sandbox.openai import OpenAI
@@ -110,6 +110,7 @@ def create_app(
                 for action in ("rawPredict", "streamRawPredict")
             ),
             web.post("/v2/chat", providers.serve(Cohere(openai_key))),
+            web.post("/v2/embed", providers.serve(Embed(openai_key))),
             *(
                 web.post(f"/model/{{model}}/{action}", providers.serve(wire()))
                 for action, wire in BEDROCK_PATHS.items()

@@ -1,4 +1,4 @@
-"""Bodies of Amazon's and Meta's own models at Bedrock, as their documentation has them."""
+"""Bodies of Amazon's, Meta's and Mistral's own models at Bedrock, as the documentation has them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -110,6 +110,31 @@ class Llama(Native):
         ]
 
 
+class Mistral(Native):
+    """Mistral's, which takes a prompt or messages."""
+
+    def prompt(self, body: Mapping[str, Any]) -> Any:
+        """`prompt`, or `messages`."""
+        return body.get("prompt") or [body.get("messages"), body.get("tools")]
+
+    def cap(self, body: Mapping[str, Any]) -> int | None:
+        """`max_tokens`, 8192 where it is left out."""
+        return whole_number(body, "max_tokens") or 8192
+
+    def answer(self, call: Call, script: Script) -> dict[str, Any]:
+        """`outputs`."""
+        reason = "length" if call.capped else "stop"
+        return {"outputs": [{"text": script.content, "stop_reason": reason}]}
+
+    def events(self, call: Call, script: Script) -> list[dict[str, Any]]:
+        """The same in pieces."""
+        del call
+        return [
+            {"outputs": [{"text": piece, "stop_reason": None}]}
+            for piece in pieces(script.content, script.chunks)
+        ]
+
+
 class Titan(Native):
     """Amazon's Titan, as it writes."""
 
@@ -156,6 +181,7 @@ class TitanEmbedding(Titan):
 NATIVE: dict[str, Native] = {
     "amazon.nova": Nova(),
     "meta.llama": Llama(),
+    "mistral.mistral": Mistral(),
     "amazon.titan-text": Titan(),
     "amazon.titan-embed": TitanEmbedding(),
 }

@@ -114,6 +114,31 @@ class Cohere:
         return {"models": [self.model(name) for name in names]}
 
 
+class Embed(Cohere):
+    """`/v2/embed`."""
+
+    def parse(self, body: dict[str, Any], prices: PriceTable, script: Script) -> Call:
+        """Billed for its input only."""
+        if (model := prices.find(self.provider, str(body.get("model")))) is None:
+            raise Refusal(404, "model not found")
+        if "input_type" not in body:
+            raise Refusal(400, "input_type is required")
+        given = script.input_tokens
+        if given is None:
+            given = text_tokens(body.get("texts"), body.get("inputs"))
+        usage = Usage(input=given, output=0)
+        return Call(model, script.agent, usage, capped=False, stream=False)
+
+    def answer(self, call: Call, script: Script) -> str:
+        """One vector."""
+        meta: dict[str, Any] = {"api_version": {"version": "2"}}
+        if script.ending != "no-usage":
+            meta["billed_units"] = {"input_tokens": call.usage.input}
+        embeddings = {"float": [[0.5, 0.25]]}
+        texts = [script.content]
+        return dumps({"id": token(36), "embeddings": embeddings, "texts": texts, "meta": meta})
+
+
 def _event(kind: str, **fields: Any) -> Event:
     return Event(json.dumps({"type": kind} | fields), kind)
 

@@ -198,6 +198,25 @@ class GeminiEmbeddings(GeminiEmbedding):
         return dumps({"embeddings": vectors} | _embedding_usage(call, script))
 
 
+class GeminiPrediction(GeminiEmbedding):
+    """`:predict`, at Vertex AI."""
+
+    def parse(self, body: dict[str, Any], prices: PriceTable, script: Script) -> Call:
+        """One vector for each instance."""
+        if not isinstance(instances := body.get("instances"), list) or not instances:
+            raise Refusal(400, "instances: required")
+        return super().parse({**body, "requests": instances}, prices, script)
+
+    def answer(self, call: Call, script: Script) -> str:
+        """Its tokens stand beside it."""
+        statistics = {"truncated": False, "token_count": call.usage.input}
+        if script.ending == "no-usage":
+            statistics = {}
+        embeddings = {"values": [0.5, 0.25], "statistics": statistics}
+        metadata = {"billableCharacterCount": 5}
+        return dumps({"predictions": [{"embeddings": embeddings}], "metadata": metadata})
+
+
 class GeminiCount(Gemini):
     """`:countTokens`, which is free."""
 
@@ -218,6 +237,7 @@ def gemini_actions(key: str) -> dict[str, Gemini]:
         "generateContent": Gemini(key),
         "embedContent": GeminiEmbedding(key),
         "batchEmbedContents": GeminiEmbeddings(key),
+        "predict": GeminiPrediction(key),
         "countTokens": GeminiCount(key),
     }
 

@@ -179,6 +179,7 @@ def _published() -> Iterator[Model]:
     for name, given, made in (
         ("us.meta.llama3-3-70b-instruct-v1:0", "0.72", "0.72"),
         ("amazon.titan-text-express-v1", "0.20", "0.60"),
+        ("mistral.mistral-large-2402-v1:0", "4", "12"),
         ("amazon.titan-embed-text-v2:0", "0.02", "0"),
     ):
         yield Model("aws", name, name, per_million(input=given, output=made), 8_192)
@@ -192,6 +193,9 @@ def _published() -> Iterator[Model]:
     # https://cohere.com/pricing
     rate = per_million(input="2.50", output="10")
     yield Model("cohere", "command-a-03-2025", "command-a-03-2025", rate)
+
+    rate = per_million(input="0.12", output="0")
+    yield Model("cohere", "embed-v4.0", "embed-v4.0", rate)
 
     def claude(usd: tuple[str, str, str, str, str]) -> Rates:
         given, write_5m, write_1h, read, output = usd

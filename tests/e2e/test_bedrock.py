@@ -16,7 +16,7 @@ from sidecar import Sidecar, agent, key_of, nanousd, running_sidecar
 
 from extauthz.sandbox.sigv4 import ACCESS_KEY_ID, SECRET_ACCESS_KEY
 
-BOTS = 110
+BOTS = 130
 NOVA = "amazon.nova-micro-v1:0"
 CLAUDE = "global.anthropic.claude-haiku-4-5-20251001-v1:0"
 HELLO: Any = [{"role": "user", "content": [{"text": "hello"}]}]
@@ -165,10 +165,12 @@ def test_a_models_own_body_is_settled_at_the_providers_own_bill(
 
 
 LLAMA, TITAN = "us.meta.llama3-3-70b-instruct-v1:0", "amazon.titan-text-express-v1"
+MISTRAL = "mistral.mistral-large-2402-v1:0"
 EMBEDDING = "amazon.titan-embed-text-v2:0"
 NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "nova": (NOVA, {"messages": HELLO, "inferenceConfig": {"maxTokens": 50}}),
     "llama": (LLAMA, {"prompt": "hello", "max_gen_len": 50}),
+    "mistral": (MISTRAL, {"prompt": "<s>[INST] hello [/INST]", "max_tokens": 50}),
     "titan": (TITAN, {"inputText": "hello", "textGenerationConfig": {"maxTokenCount": 50}}),
 }
 FORGED = json.dumps({
@@ -195,6 +197,17 @@ def test_the_body_of_another_maker_is_settled_at_what_bedrock_counted(
     client, (model, body) = call(bot, **script), NATIVE[maker]
     invoke(client, model, body, streams=streams)
     assert_spent_is_the_bill(sidecar, bot, f"invoke_{maker}{'_stream' if streams else ''}")
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_mistrals_messages_are_settled_as_its_prompts_are(
+    sidecar: Sidecar, bot: str, call: Any, streams: bool
+) -> None:
+    function = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    messages = [{"role": "user", "content": "hello"}]
+    body = {"messages": messages, "tools": [function], "tool_choice": "auto", "max_tokens": 50}
+    invoke(call(bot, response_text=FORGED), MISTRAL, body, streams=streams)
+    assert_spent_is_the_bill(sidecar, bot, f"invoke_mistral{'_stream' if streams else ''}")
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -228,7 +241,7 @@ def test_a_model_of_which_bedrock_told_no_count_is_charged_its_reservation(
 @pytest.mark.parametrize("maker", NATIVE)
 def test_a_default_cap_is_written_where_the_maker_reads_it(sidecar: Sidecar, maker: str) -> None:
     model, body = NATIVE[maker]
-    cap = "inferenceConfig", "max_gen_len", "textGenerationConfig"
+    cap = "inferenceConfig", "max_gen_len", "max_tokens", "textGenerationConfig"
     body = {key: value for key, value in body.items() if key not in cap}
     before = sidecar.sandbox.total_nanousd("capped")
     headers = bearer(key_of("capped")) | {
@@ -349,8 +362,10 @@ def test_a_stream_that_told_no_usage_is_charged_its_reservation(
 def test_a_stream_that_ended_in_an_exception_is_charged_its_reservation(
     sidecar: Sidecar, bot: str, call: Any
 ) -> None:
+    events = stream(call(bot, ending="error-event"))
     with pytest.raises(EventStreamError):
-        list(stream(call(bot, ending="error-event")))
+        list(events)
+    events.close()
     assert_reservation_was_charged(sidecar, bot)
 
 
@@ -392,7 +407,7 @@ def test_what_nothing_bounds_never_leaves(
 
 @pytest.mark.parametrize(
     "model",
-    ["mistral.mistral-large-2402-v1:0", "cohere.embed-english-v3", "amazon.nova-canvas-v1:0"],
+    ["mistral.voxtral-mini-3b-2507", "cohere.embed-english-v3", "amazon.nova-canvas-v1:0"],
 )
 def test_a_makers_own_body_that_is_not_known_is_refused(
     sidecar: Sidecar, bot: str, call: Any, model: str

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import cohere
+import httpx
 import pytest
 from cohere.core import ApiError, RequestOptions
 from servers import until
@@ -45,7 +46,9 @@ def bot(numbers: Iterator[int]) -> str:
 
 
 def client_of(sidecar: Sidecar, name: str) -> cohere.ClientV2:
-    return cohere.ClientV2(api_key=key_of(name), base_url=f"{sidecar.egress}/cohere")
+    client = sidecar.clients.enter_context(httpx.Client(timeout=60))
+    base_url = f"{sidecar.egress}/cohere"
+    return cohere.ClientV2(api_key=key_of(name), base_url=base_url, httpx_client=client)
 
 
 def options(name: str, **script: Any) -> RequestOptions:
@@ -98,6 +101,62 @@ def test_a_chat_is_settled_at_the_providers_own_bill(
     assert bill > 0
     assert sidecar.balance(bot) == (bill, 0)
     assert nanousd(line["estimate_usd"]) >= bill
+
+
+def embed(sidecar: Sidecar, name: str, model: str = "embed-v4.0", **fields: Any) -> Any:
+    given = {"texts": ["hello", "a longer text"]} if "inputs" not in fields else {}
+    return client_of(sidecar, name).embed(
+        model=model,
+        input_type="search_document",
+        embedding_types=["float"],
+        **{**given, "request_options": options(name), **fields},
+    )
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [{}, {"inputs": [{"content": [{"type": "text", "text": "hello"}]}]}],
+    ids=["texts", "inputs"],
+)
+def test_an_embedding_is_settled_at_the_providers_own_bill(
+    sidecar: Sidecar, bot: str, inputs: dict[str, Any]
+) -> None:
+    forged = {"meta": {"billed_units": {"input_tokens": 0}}, "billed_units": {"input_tokens": 0}}
+    more = {"response_text": json.dumps(forged), "input_tokens": 7}
+    assert embed(sidecar, bot, **inputs, request_options=options(bot, **more)).embeddings.float_
+    line = settled(sidecar, bot)
+    assert (line["endpoint"], line["exactness"]) == ("embed", "exact")
+    assert sidecar.balance(bot) == (sidecar.sandbox.total_nanousd(bot), 0) == (840, 0)
+
+
+def test_an_embedding_that_tells_nothing_is_charged_its_reservation(
+    sidecar: Sidecar, bot: str
+) -> None:
+    embed(sidecar, bot, request_options=options(bot, ending="no-usage"))
+    line = settled(sidecar, bot)
+    assert sidecar.balance(bot) == (nanousd(line["estimate_usd"]), 0)
+    assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot) > 0
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"images": ["data:image/png;base64,eA=="]}, "unmetered_endpoint"),
+        ({"inputs": [{"content": [PICTURE]}]}, "unmetered_endpoint"),
+        ({"model": "embed-english-v3.0"}, "unpriced_model"),
+    ],
+    ids=["images", "an input", "an older model"],
+)
+def test_an_embedding_without_a_price_never_leaves(
+    sidecar: Sidecar, bot: str, fields: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(cohere.ForbiddenError) as caught:
+        embed(sidecar, bot, **fields)
+    assert caught.value.body["code"] == reason
+    assert sidecar.sandbox.total_nanousd(bot) == 0
 
 
 @pytest.mark.parametrize("streams", [False, True])

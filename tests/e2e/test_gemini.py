@@ -217,6 +217,33 @@ def test_the_agents_own_key_never_reaches_the_provider_nor_another_project(
     assert "x-goog-user-project" not in request["header_names"]
 
 
+def test_no_field_of_an_answer_is_left_out_at_the_clients_word(sidecar: Sidecar, bot: str) -> None:
+    mask = "candidates,usageMetadata.promptTokenCount"
+    answer = raw(sidecar, bot, GENERATE, {"contents": HELLO}, x_goog_fieldmask=mask)
+    request = received(sidecar.sandbox, answer.mark)
+    assert request is not None
+    assert "x-goog-fieldmask" not in request["header_names"]
+    for query in ("fields=candidates", "$fields=candidates", "alt=sse&%24fields=candidates"):
+        answer = raw(sidecar, "poor", f"{STREAM}?{query}", {"contents": HELLO})
+        assert answer.error["details"][0]["reason"] == "unmetered_endpoint"
+    assert_spent_is_the_bill(sidecar, bot, "generate_content")
+
+
+@pytest.mark.parametrize("key", ["%6bey", "KEY", "k%65y", "Key", "api_key"])
+def test_a_key_under_another_spelling_is_seen_by_nobody_else_either(
+    sidecar: Sidecar, bot: str, key: str
+) -> None:
+    path = f"{GENERATE}?{key}={key_of(bot)}"
+    answer = raw(sidecar, bot, path, {"contents": HELLO}, x_goog_api_key="")
+    request = received(sidecar.sandbox, answer.mark)
+    if request is None:
+        assert (answer.status, answer.reason) == (403, "unmetered_endpoint")
+    else:
+        assert "ey=" not in request["path"]
+        assert_spent_is_the_bill(sidecar, bot, "generate_content")
+    assert_in_no_file(sidecar, key_of(bot))
+
+
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 def test_what_the_provider_refused_costs_nothing(

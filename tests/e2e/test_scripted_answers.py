@@ -5,23 +5,21 @@ All calls are made at once, before the first test; each has an agent of its own.
 
 import gzip
 import json
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
-from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import httpx
 import pytest
 import zstandard
 from calls import CHAT, GPT, MESSAGES, chat, headers_of, message, post
+from scripted_provider import JSON, SSE, Answer, by_byte, scripted_provider, stored_brotli
 from sidecar import Sidecar, agent, nanousd, running_sidecar
 
 MB = 1_000_000
-JSON, SSE = "application/json", "text/event-stream; charset=utf-8"
 
 # 10 tokens in and 5 out, as each API tells it, and what they cost in nano-USD.
 OPENAI = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
@@ -68,24 +66,18 @@ class Case:
     trailers: bytes = b""
     http2: bool = False
 
+    @property
+    def answer(self) -> Answer:
+        return Answer(self.pieces, self.content_type, self.encoding, self.status, self.trailers)
+
 
 def events(*data: str, newline: str = "\n", last: str = "[DONE]") -> bytes:
     lines = [f"data: {each}{newline}{newline}" for each in (*data, *([last] if last else []))]
     return "".join(lines).encode()
 
 
-def by_byte(data: bytes) -> list[bytes]:
-    return [data[at : at + 1] for at in range(len(data))]
-
-
 def told(usage: Any, **fields: Any) -> str:
     return json.dumps({"model": GPT, **fields, "usage": usage})
-
-
-def stored_brotli(data: bytes) -> bytes:
-    """RFC 7932, as one meta-block that is not compressed (of at most 64 KiB)."""
-    assert 0 < len(data) <= 65536
-    return ((len(data) - 1) << 4 | 1 << 20).to_bytes(3, "little") + data + b"\x03"
 
 
 def claude(*deltas: dict[str, Any], start: dict[str, int], newline: str = "\n") -> bytes:
@@ -287,38 +279,10 @@ CASES = {**EXACT, **FREE, **UNTOLD, **REFUSED, **BILLED_REFUSALS}
 NAMES = {what: f"case{number}" for number, what in enumerate(CASES)}
 
 
-class Server(ThreadingTCPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Envoy hangs up on what is broken."""
-
-
-class Handler(StreamRequestHandler):
-    """Answers as the case says that the agent has in its headers."""
-
-    def handle(self) -> None:
-        self.rfile.readline()
-        lines = iter(lambda: self.rfile.readline().decode().strip(), "")
-        headers = dict(line.lower().split(": ", 1) for line in lines)
-        self.rfile.read(int(headers.get("content-length", 0)))
-        case = list(CASES.values())[int(headers["x-case"])]
-        encoding = f"content-encoding: {case.encoding}\r\n" if case.encoding else ""
-        self.wfile.write(
-            f"HTTP/1.1 {case.status} X\r\nconnection: close\r\n{encoding}"
-            f"content-type: {case.content_type}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
-        )
-        for piece in case.pieces:
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        self.wfile.write(b"0\r\n" + case.trailers + b"\r\n")
-
-
 @pytest.fixture(scope="module")
 def provider() -> Iterator[str]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with scripted_provider([case.answer for case in CASES.values()]) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

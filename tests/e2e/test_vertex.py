@@ -101,6 +101,25 @@ def test_embeddings_are_settled_at_the_providers_own_bill(
     assert_spent_is_the_bill(sidecar, bot, f"{endpoint}_in_region")
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_an_embedding_by_predict_is_settled_at_the_tokens_of_its_text(
+    sidecar: Sidecar, bot: str, tells: bool
+) -> None:
+    path = "/vertex/v1/projects/p/locations/us-central1/publishers/google/models/"
+    path += "gemini-embedding-001:predict"
+    headers = bearer(key_of(bot)) | {"content-type": "application/json", "x-sandbox-agent": bot}
+    headers |= {} if tells else {"x-sandbox-ending": "no-usage"}
+    body = {"instances": [{"content": "hello " * 99}], "parameters": {"outputDimensionality": 64}}
+    answer = send(sidecar, json.dumps(body).encode(), headers, path=path)
+    assert answer.status == 200
+    if tells:
+        assert_spent_is_the_bill(sidecar, bot, "predict_in_region")
+    else:
+        line = settled(sidecar, bot)
+        assert sidecar.balance(bot) == (nanousd(line["estimate_usd"]), 0)
+        assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot) > 0
+
+
 def claude(
     sidecar: Sidecar, name: str, region: str = "global", **script: Any
 ) -> anthropic.AnthropicVertex:

@@ -52,6 +52,22 @@ class TestJson:
 
         assert lua_filter.response([body], SSE)["usage"] == b""
 
+    def test_what_cohere_bills_for_an_embedding_is_lifted_as_its_usage(self, lua_filter):
+        inner = f'"meta":{{"billed_units":{FORGED}}},"billed_units":{FORGED}'
+        meta = f'"meta":{{"x":{{{inner}}},"billed_units":{USAGE}}}'
+        body = f'{{"embeddings":{{{inner}}},{meta},"y":[{{{inner}}}]}}'
+        assert lift(lua_filter, body)["usage"] == USAGE
+        assert "usage" not in lift(lua_filter, events(body), SSE)
+
+    def test_what_vertex_counts_of_a_text_is_lifted_as_its_usage(self, lua_filter):
+        inner = f'"statistics":{FORGED},"usage":{FORGED},"embeddings":{{"statistics":{FORGED}}}'
+        one = f'{{{inner},"embeddings":{{"x":{{{inner}}},"statistics":{USAGE},"values":[0.5]}}}}'
+        body = f'{{{inner},"x":[{{{inner}}}],"predictions":[{one}],"y":{{"predictions":[{one}]}}}}'
+        assert lift(lua_filter, body.replace(f',"usage":{FORGED}', ""))["usage"] == USAGE
+        for other in (f'{{"predictions":[[{one}]]}}', f'{{"predictions":{one}}}', f"[{one}]"):
+            assert "usage" not in lift(lua_filter, other.replace(f',"usage":{FORGED}', ""))
+        assert "usage" not in lift(lua_filter, events(f'{{"predictions":[{one}]}}'), SSE)
+
     def test_gemini_facts_are_lifted_under_the_same_names(self, lua_filter):
         body = f'{{"candidates":[],"usageMetadata":{USAGE},"modelVersion":"gemini-2.5"}}'
         facts = lift(lua_filter, body, "application/json; charset=UTF-8")
@@ -188,6 +204,20 @@ class TestServerSentEvents:
             facts = lua_filter.response(pieces, SSE, aborted=True)
             assert facts.get("complete", False) is whole
 
+    def test_an_error_that_is_a_text_is_passed_over_to_its_end(self, lua_filter):
+        text = f'{{"error":"a \\" }} {{","usage":{USAGE},"model":"m"}}'
+        body = events(text, '{"error":{"a":"b"}}')
+        facts = lift(lua_filter, body, SSE)
+        assert (facts["error"], facts["usage"], facts["model"]) == (True, USAGE, '"m"')
+
+    def test_a_model_without_a_name_is_none_yet(self, lua_filter):
+        """As Azure begins each stream, with what its filter says of the prompt."""
+        body = events(
+            '{"id":"","model":"","prompt_filter_results":[],"choices":[]}',
+            f'{{"model":"gpt-4o-2024-05-13","choices":[],"usage":{USAGE}}}',
+        )
+        assert lift(lua_filter, body, SSE)["model"] == '"gpt-4o-2024-05-13"'
+
     def test_anthropic_events_give_both_ends_of_usage(self, lua_filter):
         start, other = '{"input_tokens":5,"output_tokens":1}', '{"input_tokens":0}'
         body = (
@@ -225,14 +255,17 @@ class TestServerSentEvents:
             ('{"type":"error","error":{"type":"overloaded_error"}}', True),
             ('{"error":{}}', True),
             (f'{{"error":{{"message":"{"x" * 70000}"}}}}', True),
+            ('{"code":"The service is currently unavailable","error":"Timed out"}', True),
+            (f'{{"error":"{"x" * 70000}"}}', True),
+            ('{"error":"\\"{"}', True),
             ('{"error":null}', None),
-            ('{"error":"x"}', None),
+            ('{"error":""}', None),
             ('{"error":[{}]}', None),
             ('{"response":{"error":{}}}', None),
         ],
         ids=lambda value: str(value)[:40],
     )
-    def test_an_error_counts_when_it_is_an_object_at_the_root(self, lua_filter, data, error):
+    def test_an_error_counts_as_an_object_or_a_text_at_the_root(self, lua_filter, data, error):
         facts = lift(lua_filter, events('{"a":1}', data), SSE)
         assert facts.get("error") is error
         assert "oversize" not in facts

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 SSE = "text/event-stream"
 VALUE_START = {
-    "usage": "{", "usage_start": "{", "error": "{", "model": '"', "service_tier": '"',
+    "usage": "{", "usage_start": "{", "error": ("{", '"'), "model": '"', "service_tier": '"',
     "error_code": '"',
 }  # fmt: skip
 ROOT = {
@@ -20,8 +20,10 @@ ROOT = {
     "service_tier": "service_tier",
 }
 SSE_ROOT = ROOT | {"error": "error"}
+STATISTICS = {"statistics": "usage"}
 LIST_ROOT = dict(SSE_ROOT)  # of a list: the same names, but nothing lies within them
-JSON_INNER = {"error": {"code": "error_code"}}
+JSON_INNER = {"error": {"code": "error_code"}, "meta": {"billed_units": "usage"}}
+INNER = ("error", "message", "response", "meta", "delta")
 SSE_INNER = {
     "message": {"usage": "usage_start", "model": "model"},
     "delta": {"usage": "usage"},
@@ -52,11 +54,19 @@ def items_of(text):
 def facts_of_object(text, names):
     for key, value in items_of(text) if text.startswith("{") else ():
         fact = names.get(key)
-        if fact and value.startswith(VALUE_START[fact]):
+        if fact and value != '""' and value.startswith(VALUE_START[fact]):
             yield fact, value
         inner = {id(ROOT): JSON_INNER, id(SSE_ROOT): SSE_INNER}.get(id(names), {})
+        if names is ROOT and key == "predictions" and value.startswith("["):
+            yield from (fact for _, item in items_of(value) for fact in facts_of_prediction(item))
         if value.startswith("{") and key in inner:
             yield from facts_of_object(value, inner[key])
+
+
+def facts_of_prediction(text):
+    for key, value in items_of(text) if text.startswith("{") else ():
+        if key == "embeddings" and value.startswith("{"):
+            yield from facts_of_object(value, STATISTICS)
 
 
 def facts_of_json(text):
@@ -105,7 +115,19 @@ TEXT = st.lists(
     max_size=6,
 ).map("".join)
 KEY = st.one_of(
-    st.sampled_from([*ROOT, "error", "code", "message", "response", "usage", "usage"]),
+    st.sampled_from(
+        [
+            *ROOT,
+            *INNER,
+            "code",
+            "billed_units",
+            "usage",
+            "usage",
+            "predictions",
+            "embeddings",
+            "statistics",
+        ]
+    ),
     st.sampled_from(["\\u0075sage", "usage\\\\", '\\"usage', "x" * 70, "x" * 64 + "usage", ""]),
     TEXT,
 )

@@ -47,6 +47,11 @@ def told(usage: dict[str, Any], endpoint: str = "converse", **captured: Any) -> 
         ("/model/amazon.nova-sonic-v1:0/invoke", "invoke", "amazon.nova-sonic-v1:0"),
         ("/model/us.meta.llama3-3-70b-instruct-v1:0/invoke", "invoke_llama",
          "us.meta.llama3-3-70b-instruct-v1:0"),
+        ("/model/mistral.mistral-large-2402-v1:0/invoke", "invoke_mistral",
+         "mistral.mistral-large-2402-v1:0"),
+        ("/model/us.mistral.pixtral-large-2502-v1:0/invoke-with-response-stream",
+         "invoke_mistral_stream", "us.mistral.pixtral-large-2502-v1:0"),
+        ("/model/mistral.voxtral-mini-3b-2507/invoke", "invoke", "mistral.voxtral-mini-3b-2507"),
         ("/model/amazon.titan-text-express-v1/invoke", "invoke_titan",
          "amazon.titan-text-express-v1"),
         ("/model/amazon.titan-embed-text-v2:0/invoke", "invoke_embedding",
@@ -123,7 +128,7 @@ MESSAGE = {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 9, "messages
         ({**MESSAGE, "anthropic_beta": ["context-1m-2025-08-07"]}, CLAUDE),
         ({**MESSAGE, "tools": [{"type": "web_search_20250305"}]}, CLAUDE),
         ({"prompt": "hello"}, CLAUDE),
-        (MESSAGE, "mistral.mistral-large-2402-v1:0"),
+        (MESSAGE, "mistral.voxtral-mini-3b-2507"),
     ],
     ids=str,
 )
@@ -255,12 +260,14 @@ NATIVE = {
     "invoke_nova": {"messages": HELLO, "inferenceConfig": {"maxTokens": 9, "topK": 3},
                     "schemaVersion": "messages-v1", "system": [{"text": "x"}]},
     "invoke_llama": {"prompt": "hello", "max_gen_len": 9, "top_p": 1},
+    "invoke_mistral": {"prompt": "hello", "max_tokens": 9, "stop": ["x"]},
     "invoke_titan": {"inputText": "hello", "textGenerationConfig": {"maxTokenCount": 9}},
     "invoke_embedding": {"inputText": "hello", "dimensions": 256, "normalize": True},
 }  # fmt: skip
 NATIVE_CAPS = {
     "invoke_nova": ("inferenceConfig", "maxTokens"),
     "invoke_llama": ("max_gen_len",),
+    "invoke_mistral": ("max_tokens",),
     "invoke_titan": ("textGenerationConfig", "maxTokenCount"),
 }
 
@@ -303,6 +310,10 @@ def test_a_cap_is_written_where_the_model_reads_it(endpoint, stands):
         ("invoke_llama", {"max_gen_len": "9"}),
         ("invoke_llama", {"prompt": ["hello"]}),
         ("invoke_llama", {"Max_gen_len": 9}),
+        ("invoke_mistral", {"max_completion_tokens": 9}),
+        ("invoke_mistral", {"max_tokens": "9"}),
+        ("invoke_mistral", {"prompt": ["hello"]}),
+        ("invoke_mistral", {"messages": [{"role": "user", "content": "hello"}]}),  # and a prompt
         ("invoke_titan", {"textGenerationConfig": {"max_tokens": 9}}),
         ("invoke_embedding", {"inputImage": "AA=="}),
         ("invoke_embedding", {"inputText": None}),
@@ -312,6 +323,37 @@ def test_a_cap_is_written_where_the_model_reads_it(endpoint, stands):
 def test_what_a_models_own_body_may_not_hold_is_refused(endpoint, more):
     with pytest.raises(RequestError):
         read({**NATIVE[endpoint], **more}, endpoint, "m")
+
+
+def mistral_chat(content: Any, **fields: Any):
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 9, **fields}
+    return read(body, "invoke_mistral", "m")
+
+
+def test_messages_to_a_mistral_are_bounded_by_their_bytes_and_their_cap():
+    facts = mistral_chat("hello", tools=[{"type": "function", "function": {"name": "f"}}])
+    assert facts.input_tokens_max is not None
+    assert (facts.output_tokens_cap, facts.media) == (9, False)
+    seen = mistral_chat([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}])
+    assert (seen.input_tokens_max, seen.media) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "fields"),
+    [
+        ([{"type": "document_url", "document_url": "https://a"}], {}),
+        ([{"type": "input_audio", "input_audio": "x"}], {}),
+        (["hello"], {}),
+        ("hello", {"tools": [{"type": "web_search"}]}),
+        ("hello", {"tools": [{"type": "function", "connector": "c"}]}),
+        ("hello", {"n": 9}),
+        ("hello", {"prompt": "hello"}),
+    ],
+    ids=str,
+)
+def test_what_messages_to_a_mistral_may_not_hold_is_refused(content, fields):
+    with pytest.raises(RequestError):
+        mistral_chat(content, **fields)
 
 
 def test_a_llama_that_sees_is_bounded_by_its_context_only():

@@ -54,6 +54,58 @@ def test_what_is_not_known_to_be_bounded_is_refused(fields):
         read(**fields)
 
 
+def embedding(**fields: Any):
+    body = json.dumps({"model": "embed-v4.0", "input_type": "search_query", **fields}).encode()
+    return COHERE.read_request("embed", Request(body))
+
+
+def test_an_embedding_is_bounded_by_its_bytes():
+    facts = embedding(texts=["hello"] * 96, truncate="END", max_tokens=9)
+    assert facts.input_tokens_max is not None
+    assert facts.input_tokens_max > 96 * 5
+    assert (facts.output_tokens_cap, facts.bills) == (0, ("input_mtok",))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"images": ["data:..."]},
+        {"inputs": [{"content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+        {"inputs": [{"content": [{"type": "text", "text": "a", "image_url": "data:"}]}]},
+        {"inputs": [{"content": [{"type": "text", "text": {"a": 1}}]}]},
+        {"inputs": ["hello"]},
+        {"texts": [["hello"]]},
+        {"texts": "hello"},
+        {"an_unheard_of": 1},
+    ],
+    ids=str,
+)
+def test_an_embedding_of_more_than_text_is_refused(fields):
+    with pytest.raises(RequestError):
+        embedding(**fields)
+
+
+@pytest.mark.parametrize(
+    ("units", "exactness"),
+    [
+        ({"input_tokens": 5}, Exactness.EXACT),
+        ({"input_tokens": 5, "text_tokens": 5, "images": 0}, Exactness.EXACT),
+        ({"input_tokens": 5, "image_tokens": 7}, Exactness.LOWER_BOUND),
+        ({"input_tokens": 5, "images": 1}, Exactness.LOWER_BOUND),
+        ({"input_tokens": 5.5}, Exactness.UNKNOWN),
+        ({"input_tokens": -5}, Exactness.UNKNOWN),
+        ({}, Exactness.UNKNOWN),
+    ],
+    ids=str,
+)
+def test_an_embedding_is_billed_for_its_text(units, exactness):
+    endpoint = COHERE.endpoint("embed")
+    assert endpoint is not None
+    report = endpoint.read_usage(CapturedResponse(usage=json.dumps(units), complete=True))
+    assert report.exactness is exactness
+    assert exactness is Exactness.UNKNOWN or report.amounts == {"input_tokens": 5}
+
+
 # The reference's sample: https://docs.cohere.com/reference/chat
 SAMPLE = {
     "billed_units": {"input_tokens": 5, "output_tokens": 418},

@@ -92,6 +92,10 @@ def test_only_who_knows_stream_options_is_asked_for_usage(api, asked):
         ("openrouter", {"model": "openrouter/auto"}),
         ("openrouter", {"model": "openai/gpt-4o:online"}),
         ("openrouter", {"model": "openai/gpt-4o:nitro"}),
+        ("openrouter", {"model": "@preset/mine"}),
+        ("openrouter", {"model": "openai/gpt-4o@preset/mine"}),
+        ("openrouter", {"models": ["a", "@Preset/mine"]}),
+        ("openrouter", {"preset": "mine"}),
         ("xai", {"deferred": True}),
         ("xai", {"search_parameters": {"mode": "on"}}),
         ("groq", {"model": "groq/compound"}),
@@ -253,3 +257,13 @@ def test_a_local_server_may_cost_nothing():
     priced = book.find("local", ADAPTERS["ollama"].price_provider, "llama3.2")
     assert priced is not None
     assert priced.estimate(read("ollama"), NOW, None).nanousd == 0
+
+
+@pytest.mark.parametrize(
+    ("api", "status"),
+    [("groq", 498), ("deepseek", 402), ("openrouter", 402), ("cohere", 402)],
+)
+def test_a_status_by_which_a_server_says_that_it_did_nothing_costs_nothing(api, status):
+    assert status in ADAPTERS[api].unbilled_status
+    assert ADAPTERS[api].unbilled_status - {status} == ADAPTERS["openai"].unbilled_status
+    assert status not in ADAPTERS["openai"].unbilled_status

@@ -125,6 +125,15 @@ def llama(asked: Asked) -> dict[str, Any]:
     return {"prompt": "\n".join(asked.texts), **capped}
 
 
+def mistral(asked: Asked) -> dict[str, Any]:
+    capped = {"max_tokens": asked.cap} if asked.cap else {}
+    if asked.tool is None:
+        return {"prompt": "\n".join(asked.texts), **capped}
+    messages = [{"role": "user", "content": text} for text in asked.texts]
+    tools = [{"type": "function", "function": _function(asked)}]
+    return {"messages": messages, "tools": tools, **capped}
+
+
 def titan(asked: Asked) -> dict[str, Any]:
     config = {"textGenerationConfig": {"maxTokenCount": asked.cap}} if asked.cap else {}
     return {"inputText": "\n".join(asked.texts), **config}
@@ -149,6 +158,8 @@ WRITERS: dict[str, Callable[[Asked], dict[str, Any]]] = {
     "invoke_nova_stream": converse,
     "invoke_llama": llama,
     "invoke_llama_stream": llama,
+    "invoke_mistral": mistral,
+    "invoke_mistral_stream": mistral,
     "invoke_titan": titan,
     "invoke_titan_stream": titan,
     "raw_predict": hosted,
@@ -191,6 +202,17 @@ def test_every_endpoint_that_takes_a_cap_is_written_here():
     assert {plain_name(name) for _, name in CAPPED} == set(WRITERS)
 
 
+def embedded(text: str, *, seen: bool) -> dict[str, dict[str, Any]]:
+    """The body of an embedding, by its endpoint; OpenAI's is written below."""
+    picture = [{"inlineData": {"mimeType": "image/png", "data": "eA=="}}] if seen else []
+    return {
+        "invoke_embedding": {"inputText": text},
+        "embed": {"model": "embed-v4.0", "input_type": "search_query", "texts": [text]},
+        "embed_content": {"content": {"parts": [{"text": text}, *picture]}},
+        "predict": {"instances": [{"content": text}]},
+    }
+
+
 def of_corpus(entry: dict[str, Any]) -> RequestFacts:
     """The tightest request that can have had this usage: a byte for each token of its input."""
     usage: dict[str, int] = entry["usage"]
@@ -208,6 +230,10 @@ def of_corpus(entry: dict[str, Any]) -> RequestFacts:
     if entry["endpoint"] == "transcriptions":
         form = Request(sound(asked.model), content_type=FORM_TYPE)
         return read(entry["api"], entry["endpoint"], form)
+    bodies = embedded(asked.texts[0], seen="input_image_tokens" in usage)
+    if entry["endpoint"] in bodies:
+        body = json.dumps(bodies[entry["endpoint"]]).encode()
+        return read(entry["api"], entry["endpoint"], Request(body, asked.model))
     field = "prompt" if entry["endpoint"] == "images" else "input"
     body = json.dumps({"model": asked.model, field: asked.texts[0]}).encode()
     return read(entry["api"], entry["endpoint"], Request(body))

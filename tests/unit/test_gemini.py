@@ -269,6 +269,15 @@ def test_usage_that_is_odd_is_unknown(usage):
     assert told(usage).exactness is Exactness.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [{"promptTokenCount": 7}, {**THOUGHT, "totalTokenCount": None, "candidatesTokenCount": None}],
+)
+def test_without_any_count_of_the_answer_the_rest_is_a_lower_bound(usage):
+    """As a client that names the fields of its answer would have it."""
+    assert told(usage).exactness is Exactness.LOWER_BOUND
+
+
 @pytest.mark.parametrize("captured", [{"complete": False}, {"error": True}])
 def test_a_stream_that_did_not_end_well_tells_a_lower_bound(captured):
     assert told(TEXT, **captured).exactness is Exactness.LOWER_BOUND

@@ -100,6 +100,9 @@ CASES: dict[str, tuple[Iterable[str], set[str]]] = {
         cohere_adapter._PARAMETERS,
         set(inspect.signature(cohere.ClientV2.chat_stream).parameters) | STREAM,
     ),
+    "cohere embed": (
+        cohere_adapter._EMBED_PARAMETERS, set(inspect.signature(cohere.ClientV2.embed).parameters)
+    ),
     "gemini's generation config": (generate._GENERATION, GENERATION),
     "gemini's parts": (contents._PART, fields(google.Part)),
     "gemini's function responses": (contents._RESPONSE, fields(google.FunctionResponse)),

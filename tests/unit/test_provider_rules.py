@@ -126,6 +126,7 @@ async def test_each_provider_has_its_own_statuses_that_cost_nothing(provider, st
         ("open", {"anthropic-beta": "prompt-caching-2024-07-31, context-1m-2025-08-07"}, True),
         ("openai", {"anthropic-beta": ""}, True),
         ("openai", {"openai-beta": "assistants=v2"}, False),
+        ("openai", {"x-ms-spillover-deployment": "dearer"}, False),
         ("openai", {"openai-project": "proj_1", "openai-organization": "org_1"}, True),
         ("open", {"openai-project": "proj_1"}, True),
         ("open", {"openai-project": "other"}, False),

@@ -58,6 +58,9 @@ _PARAMETERS = frozenset((
 _BILLS, _SEARCHES = ("input_mtok", "output_mtok"), ("web_searches_kcount",)
 _TEXT_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
 _MEDIA_BLOCKS = ("image", "document", "search_result", *RESULT_BLOCKS)
+_TIERS = (None, "auto", "standard_only")
+"""What may be served beside the standard tier is paid for before:
+https://docs.claude.com/en/api/service-tiers."""
 _HOME_GEO = (None, "global", "not_available")
 REGION_GEO = "us"
 """https://platform.claude.com/docs/en/manage-claude/data-residency has no other region."""
@@ -161,6 +164,11 @@ def _refuse_unmetered(document: dict[str, Any], known: frozenset[str]) -> None:
             Reason.UNMETERED_ENDPOINT,
             "the request has a parameter that cannot be metered: send the call without it. "
             f"Those that can: {', '.join(sorted(known))}",
+        )
+    if document.get("service_tier") not in _TIERS:
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            "this 'service_tier' is not known, so neither is its price: send the call without it",
         )
     if any(not edit.startswith("clear_") for edit in _context_edits(document)):
         raise RequestError(

@@ -20,6 +20,7 @@ _REST = r"[a-z0-9.-]*((:|%3[Aa])[A-Za-z0-9]+){0,2})"
 _PROFILE = r"/model/(?P<model>([a-z-]+\.)?"
 _NOVA = _PROFILE + r"amazon\.nova-(2-lite|lite|micro|premier|pro)-v" + _REST
 _LLAMA = _PROFILE + r"meta\.llama[34]-" + _REST
+_MISTRAL = _PROFILE + r"mistral\.(devstral|magistral|ministral|mistral|mixtral|pixtral)-" + _REST
 _TITAN = _PROFILE + r"amazon\.titan-text-" + _REST
 _TITAN_EMBEDDING = _PROFILE + r"amazon\.titan-embed-text-" + _REST
 
@@ -64,6 +65,7 @@ BEDROCK = Adapter(
         ),
         *_invoked("_nova", _NOVA, native.read_nova, native.NOVA_CAP_FIELDS),
         *_invoked("_llama", _LLAMA, native.read_llama, native.LLAMA_CAP_FIELDS),
+        *_invoked("_mistral", _MISTRAL, native.read_mistral, native.MISTRAL_CAP_FIELDS),
         *_invoked("_titan", _TITAN, native.read_titan, native.TITAN_CAP_FIELDS),
         billed(
             "invoke_embedding",

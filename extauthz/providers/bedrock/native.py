@@ -1,13 +1,16 @@
-"""`InvokeModel` with the bodies of Amazon's and Meta's own models.
+"""`InvokeModel` with the bodies of Amazon's, Meta's and Mistral's own models.
 
 Each is a table of what is known to be bounded, from
 https://docs.aws.amazon.com/nova/latest/userguide/complete-request-schema.html,
 https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-meta.html,
-.../model-parameters-titan-text.html and .../model-parameters-titan-embed-text.html.
+.../model-parameters-titan-text.html, .../model-parameters-titan-embed-text.html,
+.../model-parameters-mistral-text-completion.html and
+.../model-parameters-mistral-chat-completion.html.
 
 What they used, Bedrock itself has counted: it stands in headers of an answer and, of a stream, in
 `amazon-bedrock-invocationMetrics` of its last event. Tokens of a cache are counted beside
-`inputTokenCount`, as by `Converse`.
+`inputTokenCount`, as by `Converse`. (That it counts for Mistral's models too is seen, not
+documented: where it does not, the reservation is charged.)
 """
 
 from typing import Any
@@ -30,6 +33,7 @@ from extauthz.usage import UNKNOWN_USAGE, UsageReport
 
 NOVA_CAP_FIELDS = converse.CAP_FIELDS
 LLAMA_CAP_FIELDS = ("max_gen_len",)
+MISTRAL_CAP_FIELDS = ("max_tokens",)
 TITAN_CAP_FIELDS = ("textGenerationConfig.maxTokenCount",)
 
 _TOKENS_MAX = 10_000_000
@@ -38,6 +42,11 @@ _TOKENS_MAX = 10_000_000
 _NOVA = frozenset(("inferenceConfig", "messages", "schemaVersion", "system", "toolConfig"))
 _NOVA_INFERENCE = frozenset(("maxTokens", "stopSequences", "temperature", "topK", "topP"))
 _LLAMA = frozenset(("images", "max_gen_len", "prompt", "temperature", "top_p"))
+_MISTRAL = frozenset(("max_tokens", "prompt", "stop", "temperature", "top_k", "top_p"))
+_MISTRAL_CHAT = frozenset((
+    "max_tokens", "messages", "stop", "temperature", "tool_choice", "tools", "top_p",
+))  # fmt: skip
+_MISTRAL_MESSAGE = frozenset(("content", "name", "role", "tool_call_id", "tool_calls"))
 _TITAN = frozenset(("inputText", "textGenerationConfig"))
 _TITAN_GENERATION = frozenset(("maxTokenCount", "stopSequences", "temperature", "topP"))
 _EMBEDDING = frozenset(("dimensions", "embeddingTypes", "inputText", "normalize"))
@@ -66,6 +75,40 @@ def read_llama(request: Request, *, stream: bool) -> RequestFacts:
     cap = read_count(document, "max_gen_len", _TOKENS_MAX)
     media = bool(read_list(document, "images"))
     return _facts(request, stream=stream, cap=cap, slot=slot, media=media)
+
+
+def read_mistral(request: Request, *, stream: bool) -> RequestFacts:
+    """A prompt, or messages with functions, and pictures for the models that see."""
+    document = parse_object(request.body)
+    chats = "messages" in document
+    known_fields(document, _MISTRAL_CHAT if chats else _MISTRAL, "the request")
+    if not chats:
+        _must_hold(document, "prompt")
+    for tool in read_list(document, "tools"):
+        if known_fields(tool, frozenset(("function", "type")), "a tool").get("type") != "function":
+            raise RequestError(Reason.UNMETERED_ENDPOINT, "a tool must be a 'function'")
+    parts = _mistral_parts(document)
+    slot = cap_slot(request.body, "max_tokens", stands="max_tokens" in document)
+    cap = read_count(document, "max_tokens", _TOKENS_MAX)
+    return _facts(request, stream=stream, cap=cap, slot=slot, media="image_url" in parts)
+
+
+def _mistral_parts(document: dict[str, Any]) -> set[str]:
+    """The kinds of parts of all messages.
+
+    Raises:
+        RequestError: one is neither text nor a picture.
+    """
+    kinds: set[str] = set()
+    for message in read_list(document, "messages"):
+        content = known_fields(message, _MISTRAL_MESSAGE, "a message").get("content")
+        for part in content if isinstance(content, list) else ():
+            kinds.add(str(part.get("type")) if isinstance(part, dict) else "")
+    if not kinds.issubset(("text", "image_url")):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT, "content of this type cannot be metered: leave it out"
+        )
+    return kinds
 
 
 def read_titan(request: Request, *, stream: bool) -> RequestFacts:

@@ -9,7 +9,7 @@ from typing import Any
 from extauthz.providers.base import CapturedResponse, Request, RequestError, RequestFacts
 from extauthz.providers.camel_json import each, fields_of
 from extauthz.providers.gemini.contents import holds_media, model_in_body
-from extauthz.providers.gemini.generate import read_usage as read_usage_metadata
+from extauthz.providers.gemini.generate import read_metadata
 from extauthz.providers.strict_json import parse_object
 from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
@@ -36,7 +36,7 @@ def read_batch(request: Request) -> RequestFacts:
 
 def read_usage(captured: CapturedResponse) -> UsageReport:
     """Root-level `usageMetadata`, where there is one."""
-    return read_usage_metadata(captured)
+    return read_metadata(captured)
 
 
 def _facts(request: Request, parts: list[Any]) -> RequestFacts:

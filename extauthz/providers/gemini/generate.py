@@ -7,6 +7,7 @@ thoughts, which are billed as output; each event of a stream tells the usage so 
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from extauthz.providers.base import (
@@ -82,7 +83,20 @@ def read_request(request: Request, *, stream: bool) -> RequestFacts:
 
 
 def read_usage(captured: CapturedResponse) -> UsageReport:
-    """Root-level `usageMetadata`, of a stream the last."""
+    """Root-level `usageMetadata`, of a stream the last, with a count of what came out or of all.
+
+    One count is left out where it is zero, but never both.
+    """
+    report = read_metadata(captured)
+    counts = decode_object(captured.usage) or {}
+    if any(counts.get(key) is not None for key in ("candidatesTokenCount", "totalTokenCount")):
+        return report
+    is_exact = report.exactness is Exactness.EXACT
+    return replace(report, exactness=Exactness.LOWER_BOUND) if is_exact else report
+
+
+def read_metadata(captured: CapturedResponse) -> UsageReport:
+    """What `usageMetadata` says, as far as it goes."""
     usage = decode_object(captured.usage)
     if usage is None:
         return UNKNOWN_USAGE

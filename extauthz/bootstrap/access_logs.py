@@ -36,13 +36,13 @@ RESPONSE_HEADERS_LOGGED = (
     "retry-after",
 )
 
+# No path, no method and no header of the request: a client writes into them what it likes. Which
+# endpoint was called stands in `authz`, and in the log line of the decision.
 FILE_FIELDS = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%6fZ)%",
     "type": "%ACCESS_LOG_TYPE%",
     "request_id": f"%DYNAMIC_METADATA({CALL_NAMESPACE}:{REQUEST_ID_KEY})%",
     "route": "%ROUTE_NAME%",
-    "method": "%REQ(:METHOD)%",
-    "path": "%PATH(NQ:PATH)%",  # without the query, in which some providers take keys
     "protocol": "%PROTOCOL%",
     "code": "%RESPONSE_CODE%",
     "code_details": "%RESPONSE_CODE_DETAILS%",

@@ -3,6 +3,8 @@
 from envoy_data_plane.envoy.config.accesslog.v3 import (
     AccessLog,
     AccessLogFilter,
+    AndFilter,
+    HeaderFilter,
     LogTypeFilter,
 )
 from envoy_data_plane.envoy.config.core.v3 import (
@@ -21,6 +23,7 @@ from envoy_data_plane.google.protobuf import Any, Struct
 
 from extauthz.bootstrap.filters import CALL_NAMESPACE, EXT_AUTHZ, REQUEST_ID_KEY
 from extauthz.bootstrap.settings import EnvoySettings
+from extauthz.bootstrap.strangers import is_marked
 
 HOP_CLUSTER = "access_log_hop"
 
@@ -83,9 +86,17 @@ def access_logs(settings: EnvoySettings) -> list[AccessLog]:
 
 
 def _ends_and_signs_of_life() -> AccessLogFilter:
+    """But of a flood of strangers: it is counted, and a line for each would cost others."""
+    of_a_stream = LogTypeFilter(
+        types=[AccessLogType.DownstreamEnd, AccessLogType.DownstreamPeriodic]
+    )
+    no_flood = HeaderFilter(header=is_marked(invert=True))
     return AccessLogFilter(
-        log_type_filter=LogTypeFilter(
-            types=[AccessLogType.DownstreamEnd, AccessLogType.DownstreamPeriodic]
+        and_filter=AndFilter(
+            filters=[
+                AccessLogFilter(log_type_filter=of_a_stream),
+                AccessLogFilter(header_filter=no_flood),
+            ]
         )
     )
 

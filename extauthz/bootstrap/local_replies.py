@@ -23,6 +23,7 @@ from extauthz.bootstrap.filters import CALL_NAMESPACE, REQUEST_ID_KEY
 from extauthz.bootstrap.headers import overwrite
 from extauthz.bootstrap.routes import NO_GRPC, OTHER_HOST
 from extauthz.bootstrap.settings import EnvoySettings
+from extauthz.bootstrap.strangers import ABORTED
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Adapter, Refusal
 from extauthz.reasons import Reason
@@ -87,6 +88,14 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         message="The budget service did not answer, so the call was not made and costs nothing. "
         "Try again shortly.",
         reason=Reason.SERVICE_UNAVAILABLE,
+        headers={"x-should-retry": "true", "retry-after": "2"},
+    )
+    yield _Reply(
+        when=f'response.code_details == "{ABORTED}"',
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        message="Too many calls come with keys that were not seen before, so this one was not "
+        "looked at and costs nothing. Try again shortly.",
+        reason=Reason.UNKNOWN_AGENT,
         headers={"x-should-retry": "true", "retry-after": "2"},
     )
     yield _Reply(

@@ -222,6 +222,7 @@ class EnvoySettings:
 
     token_issuers: tuple[TokenIssuer, ...] = ()
     client_certificates: ClientCertificates | None = None
+    has_strangers: bool = True  # False: whoever reaches the listener is an agent
 
     check_timeout: timedelta = timedelta(seconds=2)  # above `hold_wait`, which Check may spend
     max_stream_duration: timedelta = timedelta(hours=1)

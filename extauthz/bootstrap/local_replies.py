@@ -91,6 +91,14 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         headers={"x-should-retry": "true", "retry-after": "2"},
     )
     yield _Reply(
+        when='response.code_details == "overload"',
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        message="The egress proxy has no memory left for another call, so this one was not made "
+        "and costs nothing. Try again shortly.",
+        reason=Reason.SERVICE_UNAVAILABLE,
+        headers={"x-should-retry": "true", "retry-after": "2"},
+    )
+    yield _Reply(
         when=f'response.code_details == "{ABORTED}"',
         status=HTTPStatus.TOO_MANY_REQUESTS,
         message="Too many calls come with keys that were not seen before, so this one was not "

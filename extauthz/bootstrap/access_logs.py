@@ -22,8 +22,8 @@ from envoy_data_plane.envoy.extensions.access_loggers.grpc.v3 import (
 from envoy_data_plane.google.protobuf import Any, Struct
 
 from extauthz.bootstrap.filters import CALL_NAMESPACE, EXT_AUTHZ, REQUEST_ID_KEY
+from extauthz.bootstrap.floods import is_marked
 from extauthz.bootstrap.settings import EnvoySettings
-from extauthz.bootstrap.strangers import is_marked
 
 HOP_CLUSTER = "access_log_hop"
 
@@ -86,7 +86,7 @@ def access_logs(settings: EnvoySettings) -> list[AccessLog]:
 
 
 def _ends_and_signs_of_life() -> AccessLogFilter:
-    """But of a flood of strangers: it is counted, and a line for each would cost others."""
+    """But of a flood: Envoy counts it, and a line for each of its calls would cost others."""
     of_a_stream = LogTypeFilter(
         types=[AccessLogType.DownstreamEnd, AccessLogType.DownstreamPeriodic]
     )

@@ -20,10 +20,10 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 from envoy_data_plane.google.protobuf import Any, Struct
 
 from extauthz.bootstrap.filters import CALL_NAMESPACE, REQUEST_ID_KEY
+from extauthz.bootstrap.floods import ABORTED, DENIED, MARK
 from extauthz.bootstrap.headers import overwrite
 from extauthz.bootstrap.routes import NO_GRPC, OTHER_HOST
 from extauthz.bootstrap.settings import EnvoySettings
-from extauthz.bootstrap.strangers import ABORTED
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Adapter, Refusal
 from extauthz.reasons import Reason
@@ -96,6 +96,15 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         message="The egress proxy has no memory left for another call, so this one was not made "
         "and costs nothing. Try again shortly.",
         reason=Reason.SERVICE_UNAVAILABLE,
+        headers={"x-should-retry": "true", "retry-after": "2"},
+    )
+    yield _Reply(
+        when=f'response.code_details == "{ABORTED}" && '
+        f'request.headers["{MARK}"].startsWith("{DENIED}")',
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        message="Call after call with this key was denied, so this one was not looked at and costs "
+        "nothing. See why the others were, and slow down.",
+        reason=Reason.LOOP_SUSPECTED,
         headers={"x-should-retry": "true", "retry-after": "2"},
     )
     yield _Reply(

@@ -1,7 +1,8 @@
 """`python -m bench.flood`: what a flood of denials costs an agent that is no part of it.
 
-The flood is 25 connections of h2load with 100 streams each, so 2,500 requests at any time, all with
-one key that nobody has. The bystander calls one by one on a connection of its own.
+The flood is 25 connections of h2load with 100 streams each, so 2,500 requests at any time: with a
+key that nobody has, and then with that of an agent whose budget is spent. The bystander calls one
+by one on a connection of its own.
 """
 
 import http.client
@@ -16,9 +17,9 @@ from urllib.parse import urlsplit
 
 from bench.check_request import PATH, PROVIDER, body
 from bench.processes import free_port, listens_on, running, until
-from bench.product import Product, running_product
+from bench.product import Product, running_product, three_budgets
 from bench.through_envoy import HEADERS
-from extauthz.identity import make_key
+from extauthz.identity import hash_key, make_key
 
 _CONNECTIONS, _STREAMS, _SECONDS = 25, 100, 20
 _PATH = f"/{PROVIDER}{PATH}"
@@ -54,25 +55,35 @@ def main() -> None:
     """Measure without and with the flood."""
     port = free_port()
     upstream = [sys.executable, "-m", "bench.upstream", "--port", str(port)]
-    key = make_key(os.urandom(32))
+    nobody, poor = make_key(os.urandom(32)), "xa_bench_poor"
+    changes = three_budgets()
+    changes["agents"]["poor"] = {
+        "keys": [hash_key(poor)],
+        "budgets": [{"limit": "0.0000001", "window": "day"}],
+    }
     with (
         tempfile.TemporaryDirectory(prefix="xa-bench-") as directory,
         running(upstream, Path(directory, "log")),
-        running_product(port) as product,
+        running_product(port, **changes) as product,
     ):
         until(lambda: listens_on(port), "the upstream does not start")
         bystander(product, 2)
         print(told("undisturbed", *bystander(product, _SECONDS)), flush=True)
-        flood = [
-            "h2load", "-c", str(_CONNECTIONS), "-m", str(_STREAMS), "-t", "1",
-            "-D", str(_SECONDS + 3), "-H", f"authorization: Bearer {key}",
-            "-H", "content-type: application/json", "-d", str(_body_file(directory)),
-            product.egress + _PATH,
-        ]  # fmt: skip
-        with subprocess.Popen(flood, stdout=subprocess.PIPE, text=True) as process:
-            time.sleep(1)
-            print(told("in the flood", *bystander(product, _SECONDS)), flush=True)
-            output = process.communicate()[0]
+        for name, key in (("of nobody's", nobody), ("of denials", poor)):
+            flooded(product, name, key, _body_file(directory))
+
+
+def flooded(product: Product, name: str, key: str, file: Path) -> None:
+    """Measure in a flood with this key."""
+    flood = [
+        "h2load", "-c", str(_CONNECTIONS), "-m", str(_STREAMS), "-t", "1",
+        "-D", str(_SECONDS + 3), "-H", f"authorization: Bearer {key}",
+        "-H", "content-type: application/json", "-d", str(file), product.egress + _PATH,
+    ]  # fmt: skip
+    with subprocess.Popen(flood, stdout=subprocess.PIPE, text=True) as process:
+        time.sleep(1)
+        print(told(name, *bystander(product, _SECONDS)), flush=True)
+        output = process.communicate()[0]
     print(*(line for line in output.splitlines() if line.startswith(("finished", "status"))))
 
 

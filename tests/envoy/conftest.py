@@ -456,7 +456,7 @@ def settings(folder: Path) -> EnvoySettings:
         hop_socket=folder / "hop.sock",
         admin_socket=folder / "admin.sock",
         access_log_file=folder / "access.jsonl",
-        has_strangers=False,  # no call of these tests has a key; test_strangers.py turns it on
+        has_strangers=False,  # no call of these tests has a key; test_floods.py turns it on
         check_timeout=timedelta(seconds=0.5),
         max_stream_duration=timedelta(seconds=20),
         access_log_flush=timedelta(seconds=0.05),

@@ -170,19 +170,20 @@ def test_requests_pass_check_then_lua_and_responses_are_decompressed_before_lua(
     ]
 
 
-def test_strangers_are_bounded_before_check_is_asked_unless_the_listener_names_the_agent(
+def test_floods_are_bounded_before_check_is_asked_unless_the_listener_names_the_agent(
     both, rendered, stub_lua
 ):
     filters = http_filters(yaml.safe_load(render(replace(both, has_strangers=True))))
     names = [one["name"] for one in filters]
-    at = names.index("extauthz.strangers")
+    at = names.index("extauthz.floods")
 
-    assert names[at : at + 3] == [
-        "extauthz.strangers",
-        "envoy.filters.http.fault",
+    assert names[at : at + 4] == [
+        "extauthz.floods",
+        "extauthz.refused_at_once",
+        "extauthz.refused_later",
         "extauthz.identity_first",
     ]
-    assert [one for one in names if one not in names[at : at + 2]] == [
+    assert [one for one in names if one not in names[at : at + 3]] == [
         one["name"] for one in http_filters(rendered)
     ]
 
@@ -216,7 +217,7 @@ def test_the_logs_hold_no_header_and_no_path_that_an_agent_has_written(rendered)
     for log in (grpc_log, file_log):
         kinds, flood = log["filter"]["and_filter"]["filters"]
         assert kinds == {"log_type_filter": {"types": ["DownstreamEnd", "DownstreamPeriodic"]}}
-        assert flood["header_filter"]["header"]["name"] == "x-extauthz-stranger"
+        assert flood["header_filter"]["header"]["name"] == "x-extauthz-flood"
 
 
 def test_the_access_log_goes_through_a_hop_that_never_gives_up(rendered):

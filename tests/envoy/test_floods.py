@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-WORKERS, TOKENS = 2, 128
+WORKERS, TOKENS, DENIALS = 2, 128, 512
 FLOOD = 2 * WORKERS * TOKENS
 
 
@@ -31,6 +31,8 @@ def rig(start_rig: Any) -> Any:
     def decide(request: Any, _context: Any) -> Any:
         key = request.attributes.request.http.headers.get("authorization", "")
         named = {"x_budget_decision_id": "d"}
+        if key.startswith("Bearer poor"):
+            return rig.check.deny(429, "{}", x_budget_reason="budget_exhausted", **named)
         if not key.startswith("Bearer good"):
             return rig.check.deny(401, "{}", x_budget_reason="unknown_agent", **named)
         response = rig.check.allow()
@@ -88,7 +90,22 @@ def test_a_flood_of_strangers_ends_at_envoy_and_whoever_was_let_in_before_passes
     assert 429 not in {line["code"] for line in rig.lines()}
 
 
+def test_an_agent_that_is_denied_again_and_again_is_bounded_too(rig):
+    at_once(rig, ["poor"] * 16)  # from here on it is known to each worker, and known to be denied
+    asked = len(rig.check.requests)
+
+    reasons: Counter[str] = Counter()
+    while "loop_suspected" not in reasons and reasons.total() < 4 * WORKERS * DENIALS:
+        flood = at_once(rig, ["poor"] * 400)
+        assert {answer.status for answer in flood} == {429}
+        reasons.update(answer.headers["x-budget-reason"] for answer in flood)
+
+    assert set(reasons) == {"budget_exhausted", "loop_suspected"}
+    assert reasons["budget_exhausted"] == len(rig.check.requests) - asked >= DENIALS
+    assert {answer.status for answer in at_once(rig, ["good"] * 16)} == {200}
+
+
 def test_the_mark_is_nothing_that_a_client_can_send(rig):
-    headers = [("authorization", "Bearer good"), ("x-extauthz-stranger", "1")]
+    headers = [("authorization", "Bearer good"), ("x-extauthz-flood", "strangers")]
 
     assert rig.call("/openai/marked", headers=headers).status == 200

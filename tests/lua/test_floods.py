@@ -1,4 +1,4 @@
-"""strangers.lua under a LuaJIT: who passes, and who is one too many."""
+"""floods.lua under a LuaJIT: who passes, and who is one too many."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import lupa.luajit21 as lupa
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "extauthz" / "bootstrap" / "strangers.lua"
-TOKENS, PER_SECOND = 128, 32
+SOURCE = Path(__file__).parents[2] / "extauthz" / "bootstrap" / "floods.lua"
+TOKENS, DENIALS, PER_SECOND = 128, 512, 32
 DRIVE = """
 local id = 0
 local function handle(headers, metadata, tls)
@@ -29,7 +29,8 @@ return function(headers, answer, verified, certified)
   local tls
   if certified ~= nil then tls = {peerCertificatePresented = function() return certified end} end
   envoy_on_request(handle(headers, metadata, tls))
-  if headers["x-extauthz-stranger"] then return false end
+  mark = headers["x-extauthz-flood"]
+  if mark then return false end
   if answer then envoy_on_response(handle(answer, metadata, tls)) end
   return true
 end
@@ -37,6 +38,8 @@ end
 KNOWN = {"x-budget-decision-id": "d"}
 DENIED = KNOWN | {"x-budget-reason": "budget_exhausted"}
 NOBODY = KNOWN | {"x-budget-reason": "unknown_agent"}
+UNMETERED = KNOWN | {"x-budget-reason": "unmetered_endpoint"}
+OUTAGE = KNOWN | {"x-budget-reason": "store_unavailable"}
 ERROR = {"x-budget-reason": "service_unavailable"}
 
 
@@ -57,8 +60,9 @@ class Worker:
         header: str = "authorization",
         verified: bool = False,
         certified: bool | None = None,
+        framing: dict[str, str] | None = None,
     ) -> bool:
-        headers = self.lua.table_from({} if key is None else {header: key})
+        headers = self.lua.table_from(({} if key is None else {header: key}) | (framing or {}))
         answered = None if answer is None else self.lua.table_from(answer)
         return bool(self._drive(headers, answered, verified, certified))
 
@@ -72,7 +76,7 @@ def worker() -> Worker:
     return Worker()
 
 
-def test_strangers_have_so_many_calls_at_once_and_so_many_a_second(worker: Worker) -> None:
+def test_floods_have_so_many_calls_at_once_and_so_many_a_second(worker: Worker) -> None:
     assert [worker.passes(f"Bearer {n}") for n in range(TOKENS + 1)] == [True] * TOKENS + [False]
     worker.now += 1
     assert sum(worker.passes(None) for _ in range(TOKENS)) == PER_SECOND
@@ -83,15 +87,57 @@ def test_strangers_have_so_many_calls_at_once_and_so_many_a_second(worker: Worke
 
 
 @pytest.mark.parametrize("header", ["authorization", "x-api-key", "api-key", "x-goog-api-key"])
-@pytest.mark.parametrize("answer", [KNOWN, DENIED], ids=["let in", "denied for its budget"])
+@pytest.mark.parametrize("first", [KNOWN, DENIED], ids=["let in", "denied for its budget"])
 def test_whoever_check_knows_passes_in_a_flood(
-    worker: Worker, header: str, answer: dict[str, str]
+    worker: Worker, header: str, first: dict[str, str]
 ) -> None:
-    worker.passes("k", answer, header)
+    worker.passes("k", first, header)
     worker.is_flooded()
 
-    assert all(worker.passes("k", answer, header) for _ in range(1000))
+    assert all(worker.passes("k", KNOWN, header) for _ in range(1000))
     assert not worker.passes("l", header=header)
+
+
+@pytest.mark.parametrize("denial", [DENIED, UNMETERED], ids=["budget", "endpoint"])
+def test_an_agent_that_is_denied_again_and_again_has_so_many_calls_and_takes_nobody_elses(
+    worker: Worker, denial: dict[str, str]
+) -> None:
+    worker.passes("Bearer loop", KNOWN)
+    worker.passes("Bearer other", KNOWN)
+    worker.passes("Bearer loop", denial)
+
+    assert sum(worker.passes("Bearer loop", denial) for _ in range(2000)) == DENIALS
+    assert all(worker.passes("Bearer other", KNOWN) for _ in range(2000))
+    assert sum(worker.passes("Bearer nobody") for _ in range(2000)) == TOKENS
+    worker.now += 1
+    assert sum(worker.passes("Bearer loop", denial) for _ in range(2000)) == PER_SECOND
+    worker.now += 1
+    assert worker.passes("Bearer loop", KNOWN), "its room has come back"
+    assert all(worker.passes("Bearer loop", KNOWN) for _ in range(2000))
+
+
+@pytest.mark.parametrize(
+    ("framing", "is_large"),
+    [
+        ({}, False),
+        ({"content-length": "9999"}, False),
+        ({"content-length": "10000"}, True),
+        ({"transfer-encoding": "chunked"}, True),
+    ],
+)
+def test_a_large_body_is_not_kept_while_its_call_waits(
+    worker: Worker, framing: dict[str, str], is_large: bool
+) -> None:
+    worker.is_flooded()
+
+    assert not worker.passes("Bearer nobody", framing=framing)
+    assert worker.lua.globals().mark == ("strangers-body" if is_large else "strangers")
+
+
+def test_an_outage_is_no_denial(worker: Worker) -> None:
+    worker.passes("Bearer k", KNOWN)
+
+    assert all(worker.passes("Bearer k", OUTAGE) for _ in range(2 * DENIALS))
 
 
 def test_the_first_calls_of_an_agent_cost_the_strangers_nothing(worker: Worker) -> None:
@@ -99,7 +145,7 @@ def test_the_first_calls_of_an_agent_cost_the_strangers_nothing(worker: Worker) 
     assert sum(worker.passes("Bearer nobody") for _ in range(2 * TOKENS)) == TOKENS
 
 
-@pytest.mark.parametrize("answer", [NOBODY, ERROR, {}, None], ids=str)
+@pytest.mark.parametrize("answer", [NOBODY, ERROR, OUTAGE, UNMETERED, {}, None], ids=str)
 def test_what_check_has_not_said_makes_nobody_known(worker: Worker, answer: Any) -> None:
     worker.passes("Bearer k", answer)
     worker.is_flooded()

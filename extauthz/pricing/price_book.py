@@ -37,7 +37,7 @@ from extauthz.usage import UsageReport
 _MODELS_REMEMBERED = 4096
 """Clients choose model names, so the memory of them is bounded."""
 
-_MODEL_NAME = re.compile(r"[!-~]{1,200}")
+_MODEL_NAME = re.compile(r"[!-~]{1,256}")
 """What can be a model's name: ASCII without blanks. It is written into logs and books, so no prompt
 must pass for one, however wide a glob of `prices` or the public list's own patterns are."""
 

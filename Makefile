@@ -8,7 +8,7 @@ PROTOS := $(wildcard protos/extauthz/pb/*.proto)
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder --reruns 1 -raR
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full tightness bench fuzz check lock format protos envoy-yaml clean
+.PHONY: help install demo test test-full tightness bench fuzz check lock advisories format protos envoy-yaml clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,17 +52,22 @@ fuzz: $(INSTALLED) ## fuzz each target, new inputs from the kept corpus on (SECO
 		$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/fuzz.txt; }
 	@$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60)
 
-check: $(INSTALLED) ## lint, types, layers, generated files
+check: $(INSTALLED) ## lint, types, layers, the lock, known weaknesses, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/lock.py check
+	$(BIN)/python tools/audit.py check
 	@$(MAKE) --no-print-directory --silent generated-are-fresh
 
 lock: $(INSTALLED) ## resolve the dependencies anew into requirements.lock
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/python tools/lock.py write
+
+advisories: $(INSTALLED) ## take known weaknesses of the locked packages FROM=a checkout of pypa/advisory-database
+	@$(BIN)/python tools/audit.py read $(FROM)
+	@$(BIN)/python tools/audit.py check
 
 format: $(INSTALLED) ## format, and mend what the linter can
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """An issuer of JWTs of the test's own: RS256, signed by this machine's openssl."""
 
 import base64
+import hmac
 import json
 import subprocess
 import time
@@ -40,6 +41,13 @@ class Issuer:
         n = bytes.fromhex(modulus.removeprefix("Modulus="))
         key = {"kty": "RSA", "alg": "RS256", "use": "sig", "kid": "k1", "e": "AQAB", "n": _text(n)}
         return json.dumps({"keys": [key]})
+
+    def token_by_public_key(self, **claims: Any) -> str:
+        """One whose signature anybody could make who takes the public key for a secret."""
+        public = _openssl("rsa", "-in", self.key, "-pubout")
+        _, told, _ = self.token(**claims).split(".")
+        signed = f"{_text(json.dumps({'alg': 'HS256', 'kid': 'k1'}).encode())}.{told}"
+        return f"{signed}.{_text(hmac.digest(public, signed.encode(), 'sha256'))}"
 
     def token(self, *, header: dict[str, Any] | None = None, **claims: Any) -> str:
         """A token for the audience `extauthz` that holds for ten minutes, unless it says else."""

@@ -3,6 +3,8 @@
 from envoy_data_plane.envoy.config.accesslog.v3 import (
     AccessLog,
     AccessLogFilter,
+    AndFilter,
+    HeaderFilter,
     LogTypeFilter,
 )
 from envoy_data_plane.envoy.config.core.v3 import (
@@ -20,6 +22,7 @@ from envoy_data_plane.envoy.extensions.access_loggers.grpc.v3 import (
 from envoy_data_plane.google.protobuf import Any, Struct
 
 from extauthz.bootstrap.filters import CALL_NAMESPACE, EXT_AUTHZ, REQUEST_ID_KEY
+from extauthz.bootstrap.floods import is_marked
 from extauthz.bootstrap.settings import EnvoySettings
 
 HOP_CLUSTER = "access_log_hop"
@@ -36,13 +39,13 @@ RESPONSE_HEADERS_LOGGED = (
     "retry-after",
 )
 
+# No path, no method and no header of the request: a client writes into them what it likes. Which
+# endpoint was called stands in `authz`, and in the log line of the decision.
 FILE_FIELDS = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%6fZ)%",
     "type": "%ACCESS_LOG_TYPE%",
     "request_id": f"%DYNAMIC_METADATA({CALL_NAMESPACE}:{REQUEST_ID_KEY})%",
     "route": "%ROUTE_NAME%",
-    "method": "%REQ(:METHOD)%",
-    "path": "%PATH(NQ:PATH)%",  # without the query, in which some providers take keys
     "protocol": "%PROTOCOL%",
     "code": "%RESPONSE_CODE%",
     "code_details": "%RESPONSE_CODE_DETAILS%",
@@ -83,9 +86,17 @@ def access_logs(settings: EnvoySettings) -> list[AccessLog]:
 
 
 def _ends_and_signs_of_life() -> AccessLogFilter:
+    """But of a flood: Envoy counts it, and a line for each of its calls would cost others."""
+    of_a_stream = LogTypeFilter(
+        types=[AccessLogType.DownstreamEnd, AccessLogType.DownstreamPeriodic]
+    )
+    no_flood = HeaderFilter(header=is_marked(invert=True))
     return AccessLogFilter(
-        log_type_filter=LogTypeFilter(
-            types=[AccessLogType.DownstreamEnd, AccessLogType.DownstreamPeriodic]
+        and_filter=AndFilter(
+            filters=[
+                AccessLogFilter(log_type_filter=of_a_stream),
+                AccessLogFilter(header_filter=no_flood),
+            ]
         )
     )
 

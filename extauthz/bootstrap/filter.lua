@@ -17,8 +17,8 @@
 --   complete (true)                              at the body's end, or at a stream's own last event
 --   bytes (number)                               at the body's end
 --   content_encoding, content_type               why a body cannot be read
---   oversize (true), unreadable (true)           a value is above VALUE_BYTES_MAX, or not ASCII; ""
---                                                stands for it
+--   oversize (true), unreadable (true)           an object is above VALUE_BYTES_MAX, a text above
+--                                                NAME_BYTES_MAX, or not ASCII; "" stands for it
 --
 -- Why a scanner: models and prompts control whole objects inside these bodies (tool_use.input,
 -- functionCall.args), with any key in them. So a key counts by its place, and strings and depth are
@@ -28,7 +28,7 @@
 local find, sub, byte, lower = string.find, string.sub, string.byte, string.lower
 
 local CALL_NAMESPACE, USAGE_NAMESPACE = "envoy.filters.http.ext_authz", "extauthz.usage"
-local KEY_BYTES_MAX, VALUE_BYTES_MAX = 64, 65536
+local KEY_BYTES_MAX, VALUE_BYTES_MAX, NAME_BYTES_MAX = 64, 65536, 256
 local LF, CR, SPACE, QUOTE, COMMA, BACKSLASH = 10, 13, 32, 34, 44, 92
 local OPEN_LIST, CLOSE_LIST, OPEN_OBJECT, CLOSE_OBJECT = 91, 93, 123, 125
 
@@ -139,8 +139,9 @@ end
 local function keep_value(doc, field, first_byte, at)
   if not field or (field.first_byte ~= first_byte and field.or_byte ~= first_byte) then return end
   if field.first_wins and doc.facts.reported[field.fact] then return end
-  doc.keeping, doc.kept, doc.kept_from, doc.kept_max = field, "", at, VALUE_BYTES_MAX
+  doc.keeping, doc.kept, doc.kept_from = field, "", at
   doc.keeping_text = first_byte == QUOTE
+  doc.kept_max = doc.keeping_text and NAME_BYTES_MAX or VALUE_BYTES_MAX
 end
 
 -- Adds the text up to `at`; of a text that is too long, only `false` is kept.

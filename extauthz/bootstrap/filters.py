@@ -40,6 +40,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import (
 from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from envoy_data_plane.google.protobuf import Any
 
+from extauthz.bootstrap.floods import flood_filters
 from extauthz.bootstrap.settings import EnvoySettings
 from extauthz.bootstrap.tokens import JWT_AUTHN, token_filters
 
@@ -79,6 +80,7 @@ def http_filters(settings: EnvoySettings) -> list[HttpFilter]:
             name="envoy.filters.http.header_to_metadata", typed_config=Any.pack(_request_id())
         ),
         *token_filters(settings),
+        *flood_filters(settings),
         HttpFilter(name=IDENTITY_FIRST, typed_config=Any.pack(_identity_first(settings))),
         HttpFilter(name=EXT_AUTHZ, typed_config=Any.pack(_ext_authz(settings))),
         HttpFilter(name="envoy.filters.http.lua", typed_config=Any.pack(_lua())),

@@ -20,6 +20,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 from envoy_data_plane.google.protobuf import Any, Struct
 
 from extauthz.bootstrap.filters import CALL_NAMESPACE, REQUEST_ID_KEY
+from extauthz.bootstrap.floods import ABORTED, DENIED, MARK
 from extauthz.bootstrap.headers import overwrite
 from extauthz.bootstrap.routes import NO_GRPC, OTHER_HOST
 from extauthz.bootstrap.settings import EnvoySettings
@@ -87,6 +88,31 @@ def _replies(settings: EnvoySettings) -> Iterator[_Reply]:
         message="The budget service did not answer, so the call was not made and costs nothing. "
         "Try again shortly.",
         reason=Reason.SERVICE_UNAVAILABLE,
+        headers={"x-should-retry": "true", "retry-after": "2"},
+    )
+    yield _Reply(
+        when='response.code_details == "overload"',
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        message="The egress proxy has no memory left for another call, so this one was not made "
+        "and costs nothing. Try again shortly.",
+        reason=Reason.SERVICE_UNAVAILABLE,
+        headers={"x-should-retry": "true", "retry-after": "2"},
+    )
+    yield _Reply(
+        when=f'response.code_details == "{ABORTED}" && '
+        f'request.headers["{MARK}"].startsWith("{DENIED}")',
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        message="Call after call with this key was denied, so this one was not looked at and costs "
+        "nothing. See why the others were, and slow down.",
+        reason=Reason.LOOP_SUSPECTED,
+        headers={"x-should-retry": "true", "retry-after": "2"},
+    )
+    yield _Reply(
+        when=f'response.code_details == "{ABORTED}"',
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        message="Too many calls come with keys that were not seen before, so this one was not "
+        "looked at and costs nothing. Try again shortly.",
+        reason=Reason.UNKNOWN_AGENT,
         headers={"x-should-retry": "true", "retry-after": "2"},
     )
     yield _Reply(

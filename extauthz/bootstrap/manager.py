@@ -37,9 +37,6 @@ from extauthz.bootstrap.settings import EnvoySettings
 _REQUEST_HEADERS_TIMEOUT = timedelta(seconds=10)
 _REQUEST_TIMEOUT = timedelta(minutes=2)  # for 32 MiB that are 2.3 Mbit/s, and what Check takes
 _CONNECTION_IDLE_TIMEOUT = timedelta(minutes=10)
-_CERTIFIED_CONNECTION_MAX = timedelta(minutes=10)
-"""Envoy verifies a certificate when the connection is made: within this time, one of a CA that was
-replaced is asked for anew. Calls under way are ended first."""
 _STREAMS_MAX = 100
 """Of one connection: the least that RFC 9113 (6.5.2) recommends. A client lets more wait."""
 _KIB = 1024
@@ -66,7 +63,7 @@ def http_connection_manager(
         common_http_protocol_options=HttpProtocolOptions(
             idle_timeout=_CONNECTION_IDLE_TIMEOUT,
             max_connection_duration=(
-                _CERTIFIED_CONNECTION_MAX if settings.client_certificates else None
+                settings.certified_connection_max if settings.client_certificates else None
             ),
             max_headers_count=settings.max_headers,
             # A server behind a gateway may read `x_api_key` as `x-api-key`. Dropped, not refused:

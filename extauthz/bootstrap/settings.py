@@ -222,6 +222,10 @@ class EnvoySettings:
 
     token_issuers: tuple[TokenIssuer, ...] = ()
     client_certificates: ClientCertificates | None = None
+    # Envoy verifies a certificate when the connection is made: within this time, one of a CA that
+    # was replaced is asked for anew. Calls under way are ended first.
+    certified_connection_max: timedelta = timedelta(minutes=10)
+    has_strangers: bool = True  # False: whoever reaches the listener is an agent
 
     check_timeout: timedelta = timedelta(seconds=2)  # above `hold_wait`, which Check may spend
     max_stream_duration: timedelta = timedelta(hours=1)

@@ -37,6 +37,10 @@ from extauthz.usage import UsageReport
 _MODELS_REMEMBERED = 4096
 """Clients choose model names, so the memory of them is bounded."""
 
+_MODEL_NAME = re.compile(r"[!-~]{1,256}")
+"""What can be a model's name: ASCII without blanks. It is written into logs and books, so no prompt
+must pass for one, however wide a glob of `prices` or the public list's own patterns are."""
+
 # Kinds of usage whose price no other kind's stands in for. (Parts of the input, such as what was
 # read from a cache, are billed as input where they have no price of their own.)
 _PRICES_REMEMBERED = 64
@@ -272,7 +276,11 @@ class PriceBook:
         patterns = [(re.compile(translate(p.model.lower())), p) for p in own]
         self._own = tuple((pattern, p) for pattern, p in patterns if not p.fallback)
         self._fallback = tuple((pattern, p) for pattern, p in patterns if p.fallback)
-        self.find = lru_cache(maxsize=_MODELS_REMEMBERED)(self._find)
+        self._found = lru_cache(maxsize=_MODELS_REMEMBERED)(self._find)
+
+    def find(self, provider: str, source_id: str, model: str) -> PricedModel | None:
+        """The price of `model` at the configured `provider`; `source_id` names the public list."""
+        return self._found(provider, source_id, model) if _MODEL_NAME.fullmatch(model) else None
 
     def own_models(self, provider: str) -> list[str]:
         """The names and globs that the config prices at a provider."""
@@ -297,7 +305,6 @@ class PriceBook:
         return asked if own_of_asked and not answered.own else answered
 
     def _find(self, provider: str, source_id: str, model: str) -> PricedModel | None:
-        """The price of `model` at the configured `provider`; `source_id` names the public list."""
         providers = data_snapshot.get_snapshot().providers
         source = data_snapshot.find_provider_by_id(providers, source_id)
         if source is None:

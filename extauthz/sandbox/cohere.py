@@ -48,7 +48,8 @@ class Cohere:
         if (model := prices.find(self.provider, str(body.get("model")))) is None:
             raise Refusal(404, "model not found")
         cap = whole_number(body, "max_tokens")
-        output = script.output_tokens if cap is None else min(script.output_tokens, cap)
+        limits = [limit for limit in (cap, model.max_output_tokens) if limit is not None]
+        output = min(script.output_tokens, *limits)
         given = script.input_tokens
         if given is None:
             given = text_tokens(body.get("messages"), body.get("tools"), body.get("documents"))

@@ -190,9 +190,9 @@ def _published() -> Iterator[Model]:
     rate = per_million(input="1.1", cached="0.11", cache_write_5m="1.375", output="5.5")
     yield Model("google-region", name, name, rate, 64_000)
 
-    # https://cohere.com/pricing
+    # https://cohere.com/pricing and https://docs.cohere.com/docs/command-a (8k of output)
     rate = per_million(input="2.50", output="10")
-    yield Model("cohere", "command-a-03-2025", "command-a-03-2025", rate)
+    yield Model("cohere", "command-a-03-2025", "command-a-03-2025", rate, 8_192)
 
     rate = per_million(input="0.12", output="0")
     yield Model("cohere", "embed-v4.0", "embed-v4.0", rate)

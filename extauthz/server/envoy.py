@@ -63,6 +63,7 @@ def envoy_settings(config: Config) -> EnvoySettings:
             client_certificates=(
                 ClientCertificates(data_dir.envoy_secrets) if _mtls_of(config) else None
             ),
+            has_strangers=all(block.static is None for block in config.identity),
             check_timeout=timedelta(milliseconds=config.defaults.hold_wait + _CHECK_MARGIN_MS),
             max_stream_duration=timedelta(milliseconds=timeouts.max_stream_duration),
             stream_idle_timeout=timedelta(milliseconds=timeouts.stream_idle_timeout),

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from extauthz.errors import where
 from extauthz.ids import uuid7
 from extauthz.policies import FIXED_PRICE, Agent, FixedPrice, Upstream
 from extauthz.pricing import Estimate, PricedModel, estimate_of, rate_limits
@@ -65,8 +66,8 @@ class Authorizer:
             await self.reserving.reserve(call, agent, verdict)
         except Denied as denied:
             verdict.deny(denied)
-        except Exception:
-            log.exception("a call was refused because of an error of this program")
+        except Exception as error:  # noqa: BLE001 - whatever it is, no call leaves because of it
+            log.error("a call was refused: an error of this program: %s", where(error))  # noqa: TRY400
             verdict.deny(_OWN_ERROR)
         finally:
             self.uploads.end(call.request_id)

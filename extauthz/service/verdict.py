@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from extauthz.ledger import Balance
-from extauthz.policies import Agent, Line, Upstream
+from extauthz.policies import FIXED_PRICE, Agent, Line, Upstream
 from extauthz.pricing import Estimate, PricedModel
 from extauthz.providers.base import Edit, RequestFacts
 from extauthz.reasons import Decision, Reason
@@ -71,6 +71,15 @@ class Verdict:
     shown: int | None = None
     """index of the line that refused"""
     waited_ms: int = 0
+
+    @property
+    def known_model(self) -> str | None:
+        """The model that the call names, where that has a price.
+
+        Any other name is a text of the client's own: it is told to nobody, so it is not logged.
+        """
+        has_price = self.priced is not None or self.endpoint == FIXED_PRICE
+        return self.facts.model if has_price and self.facts is not None else None
 
     def deny(self, denied: Denied) -> None:
         """Refuse the call for this."""

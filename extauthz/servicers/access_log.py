@@ -17,7 +17,13 @@ from extauthz.service.background import AbandonQueue
 from extauthz.service.call_record import CallRecord, RecordError
 from extauthz.service.completed_call import CompletedCall
 from extauthz.service.settle import Settler
-from extauthz.servicers.translate import completed_call, has_left, record_text, request_id
+from extauthz.servicers.translate import (
+    completed_call,
+    has_left,
+    record_text,
+    request_id,
+    settling_part,
+)
 from extauthz.store.spool import Spool
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
@@ -83,7 +89,7 @@ class AccessLogServicer:
         left = await self.settle(message.http_logs.log_entry)
         while left:
             try:
-                await asyncio.to_thread(self._spool.append, left)
+                await asyncio.to_thread(self._spool.append, [settling_part(data) for data in left])
             except OSError:
                 log.exception("the spool cannot be written: entries are held in memory")
                 await asyncio.sleep(_RETRY_SECONDS)

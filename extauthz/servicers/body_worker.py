@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from typing import BinaryIO
 
+from extauthz.errors import where
 from extauthz.providers import ADAPTERS
 from extauthz.providers.base import Request, RequestError, RequestFacts
 from extauthz.reasons import Reason
@@ -43,6 +44,11 @@ def read(api: str, endpoint: str, request: Request) -> RequestFacts | RequestErr
     except MemoryError:
         return RequestError(
             Reason.BODY_TOO_LARGE, "the request body is too complex to be read: send a simpler one"
+        )
+    except Exception as error:  # noqa: BLE001 - its text, which may quote the body, is not printed
+        sys.stderr.write(f"a body could not be read: an error of this program: {where(error)}\n")
+        return RequestError(
+            Reason.SERVICE_UNAVAILABLE, "the budget service met an error of its own: try again"
         )
 
 

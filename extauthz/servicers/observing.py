@@ -56,7 +56,7 @@ class Observer:
                 agent=verdict.agent.name if verdict.agent else None,
                 provider=provider,
                 endpoint=verdict.endpoint or None,
-                model=verdict.facts.model if verdict.facts else None,
+                model=verdict.known_model,
                 estimate_usd=format_usd(verdict.estimate.nanousd) if verdict.estimate else None,
                 held_usd=format_usd(verdict.record.estimate_nanousd) if verdict.record else None,
                 output_cap=verdict.output_cap,

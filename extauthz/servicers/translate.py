@@ -205,6 +205,20 @@ def record_text(entry: access_log_pb2.HTTPAccessLogEntry) -> str | None:
     return metadata.fields["call"].string_value
 
 
+def settling_part(data: bytes) -> bytes:
+    """Of a serialized entry what settles it: the rest is for no disk.
+
+    Envoy adds the request's path with its query (where some SDKs put the agent's key), and what
+    other filters have found out, such as a token's claims.
+    """
+    entry = access_log_pb2.HTTPAccessLogEntry.FromString(data)
+    entry.DiscardUnknownFields()
+    found = entry.common_properties.metadata.filter_metadata
+    for namespace in set(found) - {CHECK_NAMESPACE, USAGE_NAMESPACE, CALL_NAMESPACE}:
+        del found[namespace]
+    return entry.SerializeToString()
+
+
 def request_id(entry: access_log_pb2.HTTPAccessLogEntry) -> str:
     """The id that Envoy minted for the call; in metadata, as no provider may see its header."""
     kept = entry.common_properties.metadata.filter_metadata.get(CALL_NAMESPACE)

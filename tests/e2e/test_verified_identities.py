@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,15 @@ def test_an_official_sdk_calls_with_a_token_as_its_api_key(
         "with a changed claim",
         "of nobody",
         "with a claim that is no text",
+        "not yet",
+        "with an end that is a text",
+        "signed with the public key",
+        "with a key of its own",
+        "with a key of another kid",
+        "of the other issuer's key",
+        "in JSON",
+        "of 90 kB",
+        "twice in one header",
     ],
 )
 def test_a_token_that_does_not_hold_names_nobody(
@@ -204,6 +214,22 @@ def test_a_token_that_does_not_hold_names_nobody(
         "unsigned": f"{none}.{claims}.",
         "with a changed claim": f"{head}.{other}.{signature}",
         "of nobody": cluster.token(sub="system:node:n1"),
+        "not yet": cluster.token(sub=SERVICE_ACCOUNT, nbf=int(time.time()) + 3600),
+        "with an end that is a text": cluster.token(sub=SERVICE_ACCOUNT, exp="9999999999"),
+        "signed with the public key": cluster.token_by_public_key(sub=SERVICE_ACCOUNT),
+        "with a key of its own": issuers.stranger.token(
+            header=json.loads(issuers.stranger.jwks)["keys"][0]
+            | {"jwk": json.loads(issuers.stranger.jwks)["keys"][0], "jku": "http://127.0.0.1:1/"},
+            sub=SERVICE_ACCOUNT,
+            iss=CLUSTER,
+        ),
+        "with a key of another kid": issuers.stranger.token(
+            header={"kid": "../k1"}, sub=SERVICE_ACCOUNT, iss=CLUSTER
+        ),
+        "of the other issuer's key": issuers.remote.token(sub=SERVICE_ACCOUNT, iss=CLUSTER),
+        "in JSON": json.dumps({"payload": claims, "protected": head, "signature": signature}),
+        "of 90 kB": cluster.token(sub="system:node:" + "x" * 60_000),
+        "twice in one header": f"{issuers.stranger.token(sub=SERVICE_ACCOUNT)}, Bearer {good}",
         "with a claim that is no text": issuers.remote.token(of={"agent": ["other"]}),
     }[wrong]
 
@@ -212,6 +238,18 @@ def test_a_token_that_does_not_hold_names_nobody(
     assert (answer.status, answer.reason) == (401, "unknown_agent")
     assert who_called(sidecar, answer) is None
     assert received(sidecar.sandbox, answer.mark) is None
+
+
+def test_of_two_tokens_neither_makes_the_other_hold(sidecar: Sidecar, issuers: Issuers) -> None:
+    good = issuers.cluster.token(sub=SERVICE_ACCOUNT)
+    forged = issuers.stranger.token(sub="system:serviceaccount:prod:other", iss=CLUSTER)
+
+    for headers in (bearer(good) | {"x-api-key": forged}, bearer(forged) | {"x-api-key": good}):
+        answer = ask(sidecar, headers)
+        assert answer.status in (200, 401)
+        assert who_called(sidecar, answer) in ("slack-bot", None)
+        sent = received(sidecar.sandbox, answer.mark)
+        assert sent is None or "x-api-key" not in sent["header_names"]
 
 
 def test_a_token_that_does_not_hold_is_told_apart_from_a_key(

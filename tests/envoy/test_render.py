@@ -170,6 +170,24 @@ def test_requests_pass_check_then_lua_and_responses_are_decompressed_before_lua(
     ]
 
 
+def test_floods_are_bounded_before_check_is_asked_unless_the_listener_names_the_agent(
+    both, rendered, stub_lua
+):
+    filters = http_filters(yaml.safe_load(render(replace(both, has_strangers=True))))
+    names = [one["name"] for one in filters]
+    at = names.index("extauthz.floods")
+
+    assert names[at : at + 4] == [
+        "extauthz.floods",
+        "extauthz.refused_at_once",
+        "extauthz.refused_later",
+        "extauthz.identity_first",
+    ]
+    assert [one for one in names if one not in names[at : at + 3]] == [
+        one["name"] for one in http_filters(rendered)
+    ]
+
+
 def http_filters(rendered: dict[str, Any]) -> list[dict[str, Any]]:
     return manager_of(rendered)["http_filters"]
 
@@ -190,17 +208,16 @@ def test_a_call_is_retried_only_where_the_provider_cannot_have_seen_it(rendered)
             assert route["route"]["timeout"] == "0s"
 
 
-def test_the_logs_hold_no_header_that_an_agent_or_a_provider_keeps_secret(rendered):
+def test_the_logs_hold_no_header_and_no_path_that_an_agent_has_written(rendered):
     grpc_log, file_log = manager_of(rendered)["access_log"]
 
     assert "additional_request_headers_to_log" not in grpc_log["typed_config"]
     formats = file_log["typed_config"]["log_format"]["json_format"].values()
-    assert [one for one in formats if "%REQ(" in one] == ["%REQ(:METHOD)%"]
-    assert "%PATH(NQ:PATH)%" in formats
+    assert [one for one in formats if "REQ(" in one or "PATH(" in one] == []
     for log in (grpc_log, file_log):
-        assert log["filter"] == {
-            "log_type_filter": {"types": ["DownstreamEnd", "DownstreamPeriodic"]}
-        }
+        kinds, flood = log["filter"]["and_filter"]["filters"]
+        assert kinds == {"log_type_filter": {"types": ["DownstreamEnd", "DownstreamPeriodic"]}}
+        assert flood["header_filter"]["header"]["name"] == "x-extauthz-flood"
 
 
 def test_the_access_log_goes_through_a_hop_that_never_gives_up(rendered):

@@ -361,11 +361,14 @@ class TestReporting:
         lua_filter.response(by_byte(body), SSE)
         assert lua_filter.writes == len({"model", "service_tier", "events", "bytes", "complete"})
 
-    @pytest.mark.parametrize("key", ["usage", "model", "service_tier"])
-    def test_a_value_above_64_kib_is_not_reported_but_told(self, lua_filter, key):
-        edges = '{"":"', '"}' if key == "usage" else ('"', '"')
-        first, last = edges if key == "usage" else ('"', '"')
-        for length, oversize in ((65536, None), (65537, True)):
+    @pytest.mark.parametrize(
+        ("key", "most"), [("usage", 65_536), ("model", 256), ("service_tier", 256)]
+    )
+    def test_usage_above_64_kib_and_names_above_256_bytes_are_not_reported_but_told(
+        self, lua_filter, key, most
+    ):
+        first, last = ('{"":"', '"}') if key == "usage" else ('"', '"')
+        for length, oversize in ((most, None), (most + 1, True)):
             value = first + "x" * (length - len(first) - len(last)) + last
             facts = lift(lua_filter, f'{{"{key}":{value}}}')
             assert facts.get("oversize") is oversize

@@ -360,15 +360,18 @@ async def test_whatever_fails_nothing_is_let_through_and_the_hold_is_given_back(
     assert not desk.authorizer.reserving.open_calls
 
 
-async def test_a_reader_that_fails_lets_nothing_through():
+async def test_a_reader_that_fails_lets_nothing_through_and_its_words_are_not_logged(caplog):
     desk = Desk.of(agent(DAY))
 
     async def fail(*_: object, **__: object) -> None:
-        raise OSError("no such process")
+        raise OSError("expected a number, found 'a prompt'")
 
     desk.reader.read = fail  # type: ignore[method-assign, assignment]
     verdict = await decide(desk, call(5))
     assert (verdict.decision, verdict.status) == (Decision.ERROR, 503)
+    assert "OSError" in caplog.text
+    assert "in fail" in caplog.text
+    assert "a prompt" not in caplog.text
 
 
 async def test_a_call_without_a_request_id_is_held_but_is_no_index():

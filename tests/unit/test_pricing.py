@@ -472,7 +472,18 @@ def test_names_that_clients_make_up_are_not_kept_without_bound():
     book = PriceBook([])
     for number in range(5_000):
         book.find("openai", "openai", f"made-up-{number}")
-    assert book.find.cache_info().currsize <= 4096
+    assert book._found.cache_info().currsize <= 4096
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-4o-mini " + "and a prompt", "gpt-4o-" + "x" * 250, "gpt-4o\n", ""]
+)
+def test_what_cannot_be_a_models_name_has_no_price_and_is_not_remembered(name):
+    book = PriceBook([OwnPrice("openai", "*", Decimal(1), Decimal(1))])
+
+    assert book.find("openai", "openai", name) is None
+    assert book._found.cache_info().currsize == 0
+    assert book.find("openai", "openai", "accounts/me/models/x#y@1:z") is not None
 
 
 def test_the_most_that_any_call_can_cost_is_within_what_the_ledger_counts():

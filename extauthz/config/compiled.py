@@ -155,5 +155,6 @@ def _upstream(name: str, block: ProviderBlock) -> Upstream:
             for endpoint in block.endpoints
         ),
         allowed_headers=block.allow_headers,
+        max_audio_seconds=block.max_audio_seconds,
         price_context=REGIONAL if adapter.regional_upstream.match(block.upstream) else {},
     )

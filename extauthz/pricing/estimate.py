@@ -114,9 +114,10 @@ def _dearest(
 
 
 def _counted(rates: DearestRates, facts: RequestFacts) -> Decimal:
-    """What the request tells exactly, at its rate."""
+    """What is counted beside tokens, at its rate."""
     total = Decimal(0)
     for kind, count in facts.counted.items():
+        assert count is not None, f"nothing bounds {kind}, so the call has to be refused"
         rate = vars(rates.price)[unit_data[kind]["price_key"]]
         total += rate_at(rate, count) * count / unit_data[kind]["per"]
     return total

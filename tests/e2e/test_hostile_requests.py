@@ -40,6 +40,7 @@ def sidecar() -> Iterator[Sidecar]:
     agents = agent("bot", "1000.00") | agent("greedy", "0.01", max_in_flight=1)
     with running_sidecar(agents=agents, start=False) as running:
         running.env["SANDBOX_GOOGLE_CREDENTIAL"] = DEFAULT_GOOGLE_KEY
+        running.config["providers"]["openai"]["max_audio_seconds"] = 600
         running.config["providers"]["gemini"] = {
             "api": "gemini",
             "upstream": running.sandbox.base_url,

@@ -29,9 +29,10 @@ def sidecar() -> Iterator[Sidecar]:
     credential = {"env": "SANDBOX_OPENAI_CREDENTIAL"}
     with running_sidecar(agents=agents, start=False) as running:
         url = running.sandbox.base_url
-        running.config["providers"]["openai"]["endpoints"] = [
-            {"method": "POST", "path": "/v1/images/variations", "price_usd": "0.05"}
-        ]
+        running.config["providers"]["openai"] |= {
+            "endpoints": [{"method": "POST", "path": "/v1/images/variations", "price_usd": "0.05"}],
+            "max_audio_seconds": 600,
+        }
         running.config["providers"] |= {
             "azure": {
                 "api": "azure",
@@ -284,6 +285,29 @@ def test_what_was_heard_without_telling_how_long_is_charged_its_reservation(
     assert (line["outcome"], line["exactness"]) == ("settled", "unknown")
     assert sidecar.balance(bot) == (nanousd(line["estimate_usd"]), 0)
     assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot) > 0
+
+
+def test_sound_that_is_longer_than_the_config_says_is_charged_whole(
+    sidecar: Sidecar, bot: str
+) -> None:
+    hear(sidecar.openai(bot), bot, "whisper-1", told={"input_tokens": 900})
+    line = settled(sidecar, bot)
+    held, charged = 600 * 100_000, 900 * 100_000
+    assert nanousd(line["estimate_usd"]) == held
+    assert sidecar.balance(bot) == (charged, 0)
+    assert sidecar.sandbox.total_nanousd(bot) == charged
+    assert nanousd(line["overshoot_usd"]) == charged - held
+
+
+def test_sound_that_is_billed_by_the_second_is_refused_where_the_config_bounds_no_seconds(
+    sidecar: Sidecar, bot: str
+) -> None:
+    client = sidecar.openai(bot, base_url=f"{sidecar.egress}/project/v1")
+    with pytest.raises(openai.PermissionDeniedError) as caught:
+        hear(client, bot, "whisper-1")
+    assert caught.value.code == "unmetered_endpoint"
+    assert "providers.project.max_audio_seconds" in caught.value.message
+    assert hear(client, bot, "gpt-4o-mini-transcribe").text
 
 
 def test_models_and_moderations_are_free(sidecar: Sidecar, bot: str) -> None:

@@ -26,6 +26,7 @@ OPENAI = Adapter(
         models("/v1"),
     ),
     refusal_body=refusal_body,
+    bills_audio_seconds=True,
     # https://developers.openai.com/api/docs/guides/data-residency
     regional_upstream=re.compile(r"https://[a-z]{2}\.api\.openai\.com(/|:|$)"),
 )

@@ -125,20 +125,17 @@ _TABLE = {
         ("chat", "completions", "embeddings"),
     ),
     # A router: which provider of a model answers, and of which model of a list, it decides itself,
-    # within a highest price; what it charges is in `usage.cost`. `openrouter/…` are its own choices
-    # among all models, `@preset/…` is what its owner has stored (models, tools), `:online`
-    # searches. https://openrouter.ai/docs/api-reference/overview,
+    # within a highest price; what it charges is in `usage.cost`.
+    # https://openrouter.ai/docs/api-reference/overview,
     # https://openrouter.ai/docs/features/presets
     "openrouter": _Server(
         Dialect(
             price_provider="openrouter",
-            parts=HOSTED_PARTS,
+            parts=routing.PARTS,
             usage_shape=("openrouter", "chat"),
             cap_fields=_OLDER_CAP_FIRST,
             parameters=_SAMPLING | {"include_reasoning", "top_a", "usage"} | routing.PARAMETERS,
-            unbounded_models=re.compile(
-                f"^openrouter/|@preset/|:online|:nitro|:exacto|sonar|{SEARCHES}"
-            ),
+            unbounded_models=routing.UNBOUNDED_MODELS,
             tells_cost=True,
             routes=True,
         ),

@@ -3,12 +3,13 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from calls import HELLO, received, send
+from calls import HELLO, headers_of, received, send
 from servers import until
 from sidecar import Sidecar, agent, key_of, nanousd, running_sidecar
 
@@ -498,6 +499,21 @@ def test_a_server_that_speaks_the_api_is_settled_at_its_configured_price(
     if stream:
         read(answer)
     assert_spent_is_the_bill(sidecar, bot, "chat")
+
+
+def test_a_router_gets_the_highest_price_of_a_picture_and_every_other_byte_as_it_was_sent(
+    sidecar: Sidecar, bot: str
+) -> None:
+    picture = b'{"type": "image_url",  "image_url": {"url": "https://a/b.png"}}'
+    before = b'{ "model":"gpt-4o-mini", "max_tokens":5,\n "provider": {'
+    after = b'"order" : ["x"]},"messages":[{"role":"user","content":[ ' + picture + b" ]}] }"
+    limit = b'"max_price":{"prompt":0.15,"completion":0.60,"request":0,"image":0},'
+    path = "/openrouter/v1/chat/completions"
+    answer = send(sidecar, before + after, headers_of(bot), path=path)
+    assert answer.status == 200
+    request = received(sidecar.sandbox, answer.mark)
+    assert request is not None
+    assert request["body_sha256"] == sha256(before + limit + after).hexdigest()
 
 
 @pytest.mark.parametrize(

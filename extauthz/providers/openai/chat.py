@@ -91,6 +91,8 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     if not _is_plain(document):
         media, audio = _modalities(document, dialect)
         images = None if audio else read_images(_parts(document), "image_url", TEXT_PARTS)
+    if dialect.routes and media and not images:
+        routing.refuse_unlimited()
     cap, cap_slots = read_cap(document, dialect), _cap_slots(document, body, dialect)
     answers = read_count(document, "n", _ANSWERS_MAX) or 1
     thinking_tokens = _thinking_tokens(document)
@@ -116,7 +118,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         cap_slot=cap_slots[0],
         other_caps=cap_slots[1:],
         thinking_tokens=thinking_tokens,
-        input_readings=2 if dialect.routes and _writes_for_an_hour(body) else 1,
+        input_readings=routing.input_readings(body, (model, *fallbacks)) if dialect.routes else 1,
         fallback_models=tuple(fallbacks),
         price_slot=routing.price_slot(document, body) if dialect.routes else None,
     )
@@ -163,15 +165,6 @@ def _cap_slots(document: dict[str, Any], body: bytes, dialect: Dialect) -> tuple
     obeyed = next((key for key in dialect.cap_fields if key in named), dialect.cap_fields[0])
     keys = [obeyed, *(key for key in named if key != obeyed)]
     return tuple(slot_of_cap(document, body, key)._replace(named=document.get(key)) for key in keys)
-
-
-def _writes_for_an_hour(body: bytes) -> bool:
-    """Whether a cache mark may ask for an hour, which a router bills at twice the input price.
-
-    https://openrouter.ai/docs/guides/best-practices/prompt-caching; its list has no price for it.
-    The word may stand there in an escaped spelling; then assume it does.
-    """
-    return b'"ttl"' in body or b"\\u" in body
 
 
 def _thinking_tokens(document: dict[str, Any]) -> int:

@@ -304,6 +304,12 @@ def test_what_xai_says_that_it_charges_is_charged_where_it_is_more():
     assert priced.cost(report("xai", {**USAGE, "cost_in_usd_ticks": 5}), NOW) == 120_000
 
 
+@pytest.mark.parametrize("api", COMPATIBLE)
+def test_a_refusal_is_no_proof_where_what_violates_the_guidelines_is_billed(api):
+    assert (403 in ADAPTERS[api].unbilled_status) is (api != "xai")
+    assert {400, 401, 404, 422, 429, 500} <= ADAPTERS[api].unbilled_status
+
+
 def test_only_a_provider_that_tells_its_cost_is_believed_about_it():
     assert report("groq", {**USAGE, "cost": 5}).told_cost_usd is None
 

@@ -153,6 +153,21 @@ def test_a_rejected_prediction_is_output_too():
     read = facts(prediction={"type": "content", "content": "x" * 500})
     assert read.extra_output_tokens == read.input_tokens_max
     assert facts(prediction=None).extra_output_tokens == 0
+    each = facts(prediction={"type": "content", "content": "x" * 500}, n=3)
+    assert each.input_tokens_max is not None
+    assert each.extra_output_tokens == 3 * each.input_tokens_max
+
+
+def test_tools_that_are_nested_deeply_are_reckoned_with_their_indents():
+    value: object = [1] * 100
+    for _ in range(40):
+        value = {"a": value}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": value}}]
+    flat = facts(tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
+    deep = facts(tools=tools)
+    assert deep.input_tokens_max is not None
+    assert flat.input_tokens_max is not None
+    assert deep.input_tokens_max - flat.input_tokens_max >= 100 * (1 + 2 + 40 * 4 // 64)
 
 
 @pytest.mark.parametrize(

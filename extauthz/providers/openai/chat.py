@@ -32,7 +32,7 @@ from extauthz.providers.strict_json import (
     read_list,
     read_string,
 )
-from extauthz.providers.text_bound import text_tokens_max
+from extauthz.providers.text_bound import indent_tokens_max, text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UsageReport
 
@@ -97,6 +97,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     answers = read_count(document, "n", _ANSWERS_MAX) or 1
     thinking_tokens = _thinking_tokens(document)
     input_tokens = text_tokens_max(body) - (images.sent if images else 0)
+    input_tokens += indent_tokens_max(body, document.get("tools") or document.get("functions"))
     # Tokens of a prediction that the answer does not use are billed as output too.
     predicted = input_tokens if document.get("prediction") is not None else 0
     asks = tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else ()
@@ -107,7 +108,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         images=images.pictures if images else 0,
         output_tokens_cap=cap,
         answers=answers,
-        extra_output_tokens=predicted + beyond_cap(thinking_tokens, cap) * answers,
+        extra_output_tokens=(predicted + beyond_cap(thinking_tokens, cap)) * answers,
         cache_writes=True,
         media=media,
         audio=audio,

@@ -57,7 +57,7 @@ def test_a_letter_is_bounded_by_what_it_grows_and_not_by_what_any_does() -> None
 HTML = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "<>&'"})
 
 
-@given(st.text(alphabet="<>&'ab\u00e9\"\\"))
+@given(st.text(alphabet="<>&'ab\u00e9\"\\", max_size=40).map(lambda text: text * 20))
 def test_a_tool_that_is_escaped_as_for_html_is_within_the_bound(text: str) -> None:
     """As Go's `json.Marshal` and minijinja's `tojson` write it."""
     tools = {"tools": [{"type": "function", "function": {"name": "f", "description": text}}]}

@@ -19,7 +19,13 @@ from extauthz.providers.base import (
     RequestFacts,
 )
 from extauthz.providers.openai import routing
-from extauthz.providers.openai.dialect import CAP_FIELDS, TEXT_PARTS, Dialect, refuse_unknown
+from extauthz.providers.openai.dialect import (
+    CAP_FIELDS,
+    TEXT_PARTS,
+    Dialect,
+    refuse_long_caches,
+    refuse_unknown,
+)
 from extauthz.providers.openai.tiers import premium, price_contexts
 from extauthz.providers.openai.usage import TOKENS_MAX, told_usage
 from extauthz.providers.splice import cap_slot, find_rooted, insert_member
@@ -84,6 +90,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     if stream:
         dialect.refuse_stream()
     refuse_unknown(document, _known_parameters(dialect.parameters))
+    refuse_long_caches(document, body)
     _refuse_server_tools(document)
     search = document.get("web_search_options")
     refuse_unknown(search if isinstance(search, dict) else {}, _SEARCH)

@@ -42,11 +42,12 @@ _GROWING = (
 """Every letter that is longer in UTF-8 in NFC or NFKC, and their neighbours."""
 _GROWS = re.compile(f"[{_GROWING}]")
 
-_GROWS_ESCAPED = re.compile(
-    rb"\\u(0f7|203|205|222|223|2a0|321|33|fdf)", re.IGNORECASE
-)  # fmt: skip
+_GROW_ESCAPED = tuple(
+    rb"\u" + first
+    for first in (b"0f7", b"203", b"205", b"222", b"223", b"2a0", b"321", b"33", b"fdf")
+)
 """Those that are longer even than the six bytes of their escape, and their neighbours."""
-_GROWS_ESCAPED_BYTES = 27
+_GROW_ESCAPED_BYTES = 27
 """U+FDFA, a phrase of 18 letters, is 33 bytes."""
 
 
@@ -57,9 +58,10 @@ def text_tokens_max(body: bytes) -> int:
     if any(word in body for word in _TOOLS):
         tokens += _ESCAPE_BYTES * _count(body, _ESCAPED_IN_HTML)
     if not body.isascii():
-        tokens += sum(_growth(found[0]) for found in _GROWS.finditer(body.decode()))
+        tokens += _growth_bytes(body.decode())
     if b"\\u" in body:
-        tokens += _GROWS_ESCAPED_BYTES * sum(1 for _ in _GROWS_ESCAPED.finditer(body))
+        escapes = body.lower()
+        tokens += _GROW_ESCAPED_BYTES * sum(map(escapes.count, _GROW_ESCAPED))
     return tokens
 
 
@@ -70,6 +72,27 @@ def indent_tokens_max(body: bytes, tools: Any) -> int:
 
 def _count(body: bytes, marks: bytes) -> int:
     return len(body) - len(body.translate(None, marks))
+
+
+class _Growth(dict[str, int]):
+    """By how many bytes each letter grows, of those that were seen."""
+
+    def __missing__(self, letter: str) -> int:
+        longest = max(len(normalize(form, letter).encode()) for form in ("NFC", "NFKC"))
+        self[letter] = growth = max(0, longest - len(letter.encode()))
+        return growth
+
+
+_GROWTH = _Growth()
+_LETTERS_AT_ONCE = 1_000_000
+"""A text may be of nothing but letters that grow, and a list of them takes much memory."""
+
+
+def _growth_bytes(text: str) -> int:
+    """By how many bytes a text may grow."""
+    pieces = range(0, len(text), _LETTERS_AT_ONCE)
+    found = (_GROWS.findall(text, start, start + _LETTERS_AT_ONCE) for start in pieces)
+    return sum(sum(map(_GROWTH.__getitem__, letters)) for letters in found)
 
 
 def _levels(value: Any) -> int:
@@ -84,15 +107,3 @@ def _levels(value: Any) -> int:
             if isinstance(inner, (dict, list))
         ]
     return levels
-
-
-_GROWTH: dict[str, int] = {}
-"""By how many bytes a letter grows, of those that were seen."""
-
-
-def _growth(letter: str) -> int:
-    known = _GROWTH.get(letter)
-    if known is None:
-        longest = max(len(normalize(form, letter).encode()) for form in ("NFC", "NFKC"))
-        known = _GROWTH[letter] = max(0, longest - len(letter.encode()))
-    return known

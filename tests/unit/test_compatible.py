@@ -253,6 +253,18 @@ def test_a_gemini_cache_costs_the_input_and_what_the_list_has_for_its_storage(mo
     assert priced.estimate(facts, LATER, None).nanousd >= cost
 
 
+def test_tools_that_are_nested_deeply_are_reckoned_with_their_indents():
+    value: object = [1] * 100
+    for _ in range(40):
+        value = {"a": value}
+    function: dict[str, Any] = {"name": "f", "parameters": {}}
+    flat = read("groq", tools=[{"type": "function", "function": function}])
+    deep = read("groq", tools=[{"type": "function", "function": {**function, "parameters": value}}])
+    assert deep.input_tokens_max is not None
+    assert flat.input_tokens_max is not None
+    assert deep.input_tokens_max - flat.input_tokens_max >= 100 * (1 + 2 + 40 * 4 // 64)
+
+
 def test_reasoning_that_a_server_leaves_out_of_its_completion_tokens_is_billed():
     told = report(
         "xai",

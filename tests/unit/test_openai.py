@@ -197,18 +197,6 @@ def test_a_cache_as_the_list_has_it_passes():
     assert passed.cache_writes
 
 
-def test_tools_that_are_nested_deeply_are_reckoned_with_their_indents():
-    value: object = [1] * 100
-    for _ in range(40):
-        value = {"a": value}
-    tools = [{"type": "function", "function": {"name": "f", "parameters": value}}]
-    flat = facts(tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
-    deep = facts(tools=tools)
-    assert deep.input_tokens_max is not None
-    assert flat.input_tokens_max is not None
-    assert deep.input_tokens_max - flat.input_tokens_max >= 100 * (1 + 2 + 40 * 4 // 64)
-
-
 @pytest.mark.parametrize(
     "fields",
     [

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extauthz.providers import text_bound
 from extauthz.providers.text_bound import indent_tokens_max, text_tokens_max
 
 _PREAMBLE = text_tokens_max(b"")
@@ -52,6 +53,13 @@ def test_a_letter_is_bounded_by_what_it_grows_and_not_by_what_any_does() -> None
     thai = "\u0e19\u0e49\u0e33" * 100  # water; its last letter is two in NFKC
     longer = len(unicodedata.normalize("NFKC", thai).encode())
     assert text_tokens_max(thai.encode()) - _PREAMBLE == longer
+
+
+def test_a_long_text_is_gone_through_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = "a\u0e33\ufdfa" * 5
+    whole = text_tokens_max(letters.encode())
+    monkeypatch.setattr(text_bound, "_LETTERS_AT_ONCE", 4)
+    assert text_tokens_max(letters.encode()) == whole
 
 
 HTML = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "<>&'"})

@@ -69,10 +69,12 @@ def read_request(
     thinking_tokens = max(
         hinted_count(additional, key, "budget_tokens") for key in ("thinking", "reasoning_config")
     )
+    # (Claude and Nova have no such template)
+    indents = 0 if _is_of_a_known_maker(request.path_model) else indent_tokens_max(body, tools)
     return RequestFacts(
         model=request.path_model,
         stream=stream,
-        input_tokens_max=None if media else text_tokens_max(body) + indent_tokens_max(body, tools),
+        input_tokens_max=None if media else text_tokens_max(body) + indents,
         output_tokens_cap=cap,
         extra_output_tokens=beyond_cap(thinking_tokens, cap),
         cache_writes=_may_write_a_cache(body, request.path_model),
@@ -109,7 +111,11 @@ def _may_write_a_cache(body: bytes, model: str) -> bool:
     """
     # The word may stand there in an escaped spelling; then assume it does.
     marked = b"cachePoint" in body or b"\\u" in body
-    return marked or not any(maker in model for maker in ("anthropic.", "amazon."))
+    return marked or not _is_of_a_known_maker(model)
+
+
+def _is_of_a_known_maker(model: str) -> bool:
+    return any(maker in model for maker in ("anthropic.", "amazon."))
 
 
 def _refuse_dearer(document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from extauthz.providers.openai.endpoints import billed_endpoint, models, moderat
 from extauthz.providers.openai.refusals import refusal_body
 from extauthz.providers.openai.tiers import OPENAI_TIERS
 
-OPENAI_DIALECT = Dialect(tiers=OPENAI_TIERS)
+OPENAI_DIALECT = Dialect(tiers=OPENAI_TIERS, indents_tools=False)
 
 OPENAI = Adapter(
     price_provider="openai",

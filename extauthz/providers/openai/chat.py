@@ -104,7 +104,8 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     answers = read_count(document, "n", _ANSWERS_MAX) or 1
     thinking_tokens = _thinking_tokens(document)
     input_tokens = text_tokens_max(body) - (images.sent if images else 0)
-    input_tokens += indent_tokens_max(body, document.get("tools") or document.get("functions"))
+    if dialect.indents_tools:
+        input_tokens += indent_tokens_max(body, document.get("tools") or document.get("functions"))
     # Tokens of a prediction that the answer does not use are billed as output too.
     predicted = input_tokens if document.get("prediction") is not None else 0
     asks = tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else ()

@@ -40,6 +40,7 @@ class Dialect:
         unbounded_models: models that bill more than tokens, or are chosen by the server.
         completion_tokens: what the older `completions` answers with where no cap is named; None:
             as much as the model can.
+        indents_tools: whether it may run models whose own templates write tools in lines.
         tells_cost: whether its usage says what it charges (see `usage.told_cost_usd`).
         routes: whether it chooses among providers of a model, and among models at the client's
             word, as OpenRouter does.
@@ -55,6 +56,7 @@ class Dialect:
     tells_usage_of_streams: bool = True
     unbounded_models: re.Pattern[str] = re.compile(SEARCHES)
     completion_tokens: int | None = 16
+    indents_tools: bool = True
     tells_cost: bool = False
     routes: bool = False
 

@@ -193,6 +193,8 @@ class Upstream:
     """globs of values, by header"""
     price_context: Mapping[str, str] = field(default_factory=dict)
     """what its URL says about the price of every call"""
+    max_audio_seconds: int | None = None
+    """of a sound whose model is billed by the second; None: such calls are refused"""
 
     def fixed_price(self, method: str, path: str) -> FixedPrice | None:
         """The price of a call to an endpoint that the config has one for."""

@@ -132,6 +132,7 @@ def _cohere(sidecar: Sidecar, name: str, attempts: int | None) -> Callable[..., 
 
     def call(model: str, cap: int | None, script: Mapping[str, Any], **fields: Any) -> Told:
         given: Any = {"model": model, "messages": [{"role": "user", "content": "hello"}], **fields}
+        given["thinking"] = {"type": "disabled"}  # (else what a model may think is held beside)
         if cap is not None:
             given["max_tokens"] = cap
         options: Any = {"additional_headers": _script(name, script), **retries}

@@ -66,6 +66,7 @@ def rules(who: Agent) -> Rules:
                 "anthropic": Upstream("anthropic", "anthropic", "anthropic"),
                 "router": Upstream("router", "openrouter", "openrouter"),
                 "azure": Upstream("azure", "azure", "azure", deployments={"mine": "small"}),
+                "hearing": Upstream("hearing", "openai", "openai", max_audio_seconds=600),
                 "open": Upstream(
                     "open",
                     "openai",

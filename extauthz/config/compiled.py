@@ -91,7 +91,10 @@ def _rules(blocks: tuple[IdentityBlock, ...]) -> Iterator[Rule]:
 
 def prices_of(config: Config) -> PriceBook:
     """The config's own prices before the public list."""
-    return PriceBook([OwnPrice(**dict(price)) for price in config.prices])
+    return PriceBook(
+        [OwnPrice(**dict(price)) for price in config.prices],
+        call_ms_max=config.timeouts.max_stream_duration,
+    )
 
 
 def _agent(
@@ -155,5 +158,6 @@ def _upstream(name: str, block: ProviderBlock) -> Upstream:
             for endpoint in block.endpoints
         ),
         allowed_headers=block.allow_headers,
+        max_audio_seconds=block.max_audio_seconds,
         price_context=REGIONAL if adapter.regional_upstream.match(block.upstream) else {},
     )

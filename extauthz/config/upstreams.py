@@ -22,6 +22,7 @@ from extauthz.config.values import (
     Name,
     Number,
     Price,
+    Whole,
     usd_to_nano,
 )
 from extauthz.providers import ADAPTERS
@@ -90,6 +91,10 @@ def _host_name(value: str) -> str:
 HostName = Annotated[str, StringConstraints(max_length=253), AfterValidator(_host_name)]
 
 
+Seconds = Annotated[Whole, Field(ge=1, le=1_000_000)]
+"""Of one sound."""
+
+
 class InterceptBlock(Block):
     """Transparent interception: TLS of the providers' own host names is terminated here."""
 
@@ -149,6 +154,7 @@ class ProviderBlock(Block):
     deployments: dict[str, ModelName] = Field(default_factory=dict)
     endpoints: tuple[EndpointBlock, ...] = ()
     allow_headers: dict[str, tuple[HeaderGlob, ...]] = Field(default_factory=dict)
+    max_audio_seconds: Seconds | None = None
     budgets: tuple[BudgetBlock, ...] = ()
 
     @model_validator(mode="after")
@@ -158,6 +164,11 @@ class ProviderBlock(Block):
             raise ValueError("credential: aws_region: only for api bedrock")
         if self.deployments and not adapter.names_deployments:
             raise ValueError(f"deployments: calls of api {self.api} name models, leave it out")
+        if self.max_audio_seconds is not None and not adapter.bills_audio_seconds:
+            raise ValueError(
+                f"max_audio_seconds: nothing of api {self.api} is billed by the second: "
+                "leave it out"
+            )
         unknown = [name for name in self.allow_headers if name not in ALLOWABLE]
         if unknown:
             raise ValueError(

@@ -56,7 +56,7 @@ class Bound(NamedTuple):
 
 
 class RateLimits(NamedTuple):
-    """The highest rates that an estimate reckons with, in USD per million tokens."""
+    """The highest rates that may be advertised to a short prompt, in USD per million tokens."""
 
     input: Decimal
     output: Decimal
@@ -92,12 +92,13 @@ def estimate_of(bounds: Sequence[Bound], facts: RequestFacts) -> Estimate:
 
 
 def rate_limits(bounds: Sequence[Bound]) -> RateLimits:
-    """The rates of input and output that an estimate of these bounds holds for."""
+    """The rates of input and output that an estimate of these bounds holds for.
+
+    Of prices that go by length they are those of a short prompt, which is what is advertised: with
+    the rate of a long one, whoever asks that for a short one could take more for a long one.
+    """
     rates = [
-        (
-            rate_at(rates.price.input_mtok, bound.input_tokens),
-            rate_at(rates.price.output_mtok, bound.input_tokens),
-        )
+        (rate_at(rates.price.input_mtok, 0), rate_at(rates.price.output_mtok, 0))
         for bound in bounds
         for rates in bound.rates
     ]
@@ -114,9 +115,10 @@ def _dearest(
 
 
 def _counted(rates: DearestRates, facts: RequestFacts) -> Decimal:
-    """What the request tells exactly, at its rate."""
+    """What is counted beside tokens, at its rate."""
     total = Decimal(0)
     for kind, count in facts.counted.items():
+        assert count is not None, f"nothing bounds {kind}, so the call has to be refused"
         rate = vars(rates.price)[unit_data[kind]["price_key"]]
         total += rate_at(rate, count) * count / unit_data[kind]["per"]
     return total

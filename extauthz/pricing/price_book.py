@@ -2,11 +2,11 @@
 
 An unpriced model has no price, never the price zero. A price may depend on the date and the time of
 day (DeepSeek's doubles at certain hours), and which moment of a call counts is not documented: a
-call is estimated at the dearer end of the hour that it may last, and settled at its own dearer end.
+call is estimated at the dearest hour that it may end in, and settled at its own dearer end.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -46,8 +46,8 @@ must pass for one, however wide a glob of `prices` or the public list's own patt
 _PRICES_REMEMBERED = 64
 """Of one model, at most: each is for one second and one way to be served."""
 
-_CALL_MS_MAX = 3_600_000
-"""How long a call lasts at most, as `timeouts.max_stream_duration` is set by default."""
+_HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
 
 _NEED_A_PRICE = frozenset(("input_tokens", "output_tokens")).union(
     kind for kind, unit in unit_data.items() if unit["dimensions"]["family"] != "tokens"
@@ -106,6 +106,7 @@ class PricedModel:
         caps_bind: whether an output cap bounds all of its output.
         cap_max: the largest cap that it is known to take; None: not known.
         image_tokens_max: an upper bound of the input that one picture is; None: not known.
+        call_ms_max: how long a call lasts at most.
     """
 
     info: types.ModelInfo
@@ -116,6 +117,7 @@ class PricedModel:
     caps_bind: bool = True
     cap_max: int | None = None
     image_tokens_max: int | None = None
+    call_ms_max: int = _HOUR_MS
     _known: dict[_Moment, types.ModelPrice] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -223,14 +225,14 @@ class PricedModel:
         return bill_of(self._prices(at_ms, report.price_context), Usage(**report.amounts))
 
     def _dearest_rates(self, facts: RequestFacts, at_ms: int) -> tuple[DearestRates, ...]:
-        """At all prices that a call may be billed at, now and at the end of a long call."""
+        """At all prices that a call may be billed at, now or at its end."""
         contexts = tuple([tuple(context.items()) for context in facts.price_contexts])
         kind = at_ms // 1000, facts.media, facts.cache_writes, contexts
         found = self._rates.get(kind)
         if found is None:
             prices: list[types.ModelPrice] = []
             for context in facts.price_contexts:
-                for moment_ms in (at_ms, at_ms + _CALL_MS_MAX):
+                for moment_ms in self._ends(at_ms):
                     price = self._prices(moment_ms, context)
                     if price not in prices:
                         prices.append(price)
@@ -241,6 +243,11 @@ class PricedModel:
                 for price in prices
             )
         return found
+
+    def _ends(self, at_ms: int) -> Iterator[int]:
+        """When a call may end, to the hour; what a price does in a day, it does in the next."""
+        yield from range(at_ms, at_ms + min(self.call_ms_max, _DAY_MS), _HOUR_MS)
+        yield at_ms + self.call_ms_max
 
     def _prices(self, at_ms: int, context: Mapping[str, str]) -> types.ModelPrice:
         """Those of an instant. They change at whole seconds only, and are slow to look up."""
@@ -272,7 +279,9 @@ class PricedModel:
 class PriceBook:
     """Finds the price of a model; bounded memory whatever names clients send."""
 
-    def __init__(self, own: Sequence[OwnPrice]) -> None:
+    def __init__(self, own: Sequence[OwnPrice], *, call_ms_max: int = _HOUR_MS) -> None:
+        """`call_ms_max` is how long a call lasts at most."""
+        self._call_ms_max = call_ms_max
         patterns = [(re.compile(translate(p.model.lower())), p) for p in own]
         self._own = tuple((pattern, p) for pattern, p in patterns if not p.fallback)
         self._fallback = tuple((pattern, p) for pattern, p in patterns if p.fallback)
@@ -329,6 +338,7 @@ class PriceBook:
             caps_bind=caps_bind(model, public.id),
             cap_max=cap_max,
             image_tokens_max=image_tokens_max(model),
+            call_ms_max=self._call_ms_max,
         )
 
 

@@ -34,7 +34,7 @@ def in_region(
         return prices
     dearer = copy(prices)
     for key, rate in vars(prices).items():
-        if rate is not None and key.endswith("_mtok"):
+        if rate is not None and key.endswith(("_mtok", "_mchars", "_hours")):
             setattr(dearer, key, _times(rate))
     return dearer
 

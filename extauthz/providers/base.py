@@ -100,8 +100,9 @@ class RequestFacts:
         fallback_models: what else may answer, at the client's word.
         price_slot: where the highest price per million tokens can be written, at which the
             provider then lets nobody dearer answer.
-        counted: usage beside tokens that the request itself tells, exactly (the characters to be
-            spoken) or at most (the seconds of a sound).
+        counted: usage beside tokens that is billed, as the request itself tells it (the characters
+            to be spoken); None: nothing in it does (the seconds of a sound), so the config has to
+            name a most.
         unasked_usage: whether `edits` ask for an event of usage that the client did not ask for:
             it is taken out of the answer where it comes in one piece.
     """
@@ -127,7 +128,7 @@ class RequestFacts:
     input_readings: int = 1
     fallback_models: tuple[str, ...] = ()
     price_slot: CapSlot | None = None
-    counted: Mapping[str, int] = field(default_factory=dict)
+    counted: Mapping[str, int | None] = field(default_factory=dict)
     unasked_usage: bool = False
 
 
@@ -266,6 +267,8 @@ class Adapter:
         unbilled_status: statuses of the provider's own that prove that nothing was billed.
         unbilled_codes: codes of a 400 that prove it, where the status alone does not.
         names_deployments: whether calls name a deployment, whose model the config tells.
+        bills_audio_seconds: whether it has models that are billed by the second of a sound that is
+            sent, of which nothing in a request tells how many they are.
         key_parameter: the query parameter in which its clients may send their key; Envoy moves it
             to `credential_header` before anything reads the request.
         regional_upstream: URLs of upstreams that answer within a region.
@@ -279,6 +282,7 @@ class Adapter:
     unbilled_status: frozenset[int] = UNBILLED_STATUS
     unbilled_codes: frozenset[str] = frozenset()
     names_deployments: bool = False
+    bills_audio_seconds: bool = False
     key_parameter: str | None = None
     regional_upstream: re.Pattern[str] = _NO_URL
     refusal_headers: Callable[[int], Mapping[str, str]] = lambda _: {}

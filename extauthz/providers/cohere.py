@@ -7,6 +7,7 @@ No answer names its model.
 """
 
 import json
+import re
 from typing import Any
 
 from extauthz.providers.base import (
@@ -52,6 +53,12 @@ _EMBED_PARAMETERS = frozenset((
 _THINKING_TOKENS_MAX = 32_000
 """The most that a model of Cohere's answers, https://docs.cohere.com/docs/models."""
 
+_NEVER_THINKS = re.compile(
+    r"(command(-light|-r|-r-plus|-r7b|-r7b-arabic|-a|-a-vision|-a-translate)?(-[0-9]{2}-[0-9]{4})?"
+    r"|c4ai-aya-.*)"
+)
+"""Any other model may: Command A Reasoning does, and what comes after it."""
+
 _TEXT = ("document", "text", "thinking")
 
 
@@ -92,7 +99,7 @@ def _thinking_beside(document: dict[str, Any], model: str) -> int:
     thinking = document.get("thinking")
     if isinstance(thinking, dict) and thinking.get("type") == "disabled":
         return 0
-    if thinking is None and "reasoning" not in model.lower():
+    if thinking is None and _NEVER_THINKS.fullmatch(model):
         return 0
     return hinted_count(document, "thinking", "token_budget") or _THINKING_TOKENS_MAX
 

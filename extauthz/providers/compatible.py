@@ -37,16 +37,16 @@ class _Server:
         dialect: see there.
         endpoints: what it serves beside the list of models.
         prefix: of its paths, a regular expression.
-        refuses_with: statuses beside the usual ones that prove that nothing was billed.
+        unbilled_status: statuses of its own that prove that nothing was billed.
     """
 
     dialect: Dialect
     endpoints: tuple[str, ...] = ("chat",)
     prefix: str = "/v1"
-    refuses_with: frozenset[int] = frozenset()
+    unbilled_status: frozenset[int] = UNBILLED_STATUS
 
 
-_NO_BALANCE = frozenset((402,))
+_NO_BALANCE = UNBILLED_STATUS | {402}
 _OLDER_CAP = ("max_tokens",)
 _OLDER_CAP_FIRST = ("max_tokens", "max_completion_tokens")
 _TABLE = {
@@ -76,7 +76,7 @@ _TABLE = {
             unbounded_models=re.compile(f"compound|{SEARCHES}"),
         ),
         # No capacity left for `flex`: https://console.groq.com/docs/flex-processing
-        refuses_with=frozenset((498,)),
+        unbilled_status=UNBILLED_STATUS | {498},
     ),
     # https://api-docs.deepseek.com/api/create-chat-completion, .../quick_start/error_codes
     "deepseek": _Server(
@@ -88,9 +88,11 @@ _TABLE = {
             parameters=frozenset(("thinking",)),
         ),
         prefix="(/v1)?",
-        refuses_with=_NO_BALANCE,
+        unbilled_status=_NO_BALANCE,
     ),
     # `deferred` answers later, `search_parameters` searches. https://docs.x.ai/docs/api-reference
+    # What violates its guidelines is a 403, and "we will still charge for the generation":
+    # https://docs.x.ai/developers/pricing#usage-guidelines-violation-fee
     "xai": _Server(
         Dialect(
             price_provider="x-ai",
@@ -98,7 +100,8 @@ _TABLE = {
             usage_shape=("x-ai", "chat"),
             tells_cost=True,
             unbounded_models=re.compile(f"deep-?search|multi-agent|{SEARCHES}"),
-        )
+        ),
+        unbilled_status=UNBILLED_STATUS - {403},
     ),
     # `safety_model` is billed beside the model. https://docs.together.ai/reference/chat-completions-1
     "together": _Server(
@@ -125,24 +128,21 @@ _TABLE = {
         ("chat", "completions", "embeddings"),
     ),
     # A router: which provider of a model answers, and of which model of a list, it decides itself,
-    # within a highest price; what it charges is in `usage.cost`. `openrouter/…` are its own choices
-    # among all models, `@preset/…` is what its owner has stored (models, tools), `:online`
-    # searches. https://openrouter.ai/docs/api-reference/overview,
+    # within a highest price; what it charges is in `usage.cost`.
+    # https://openrouter.ai/docs/api-reference/overview,
     # https://openrouter.ai/docs/features/presets
     "openrouter": _Server(
         Dialect(
             price_provider="openrouter",
-            parts=HOSTED_PARTS,
+            parts=routing.PARTS,
             usage_shape=("openrouter", "chat"),
             cap_fields=_OLDER_CAP_FIRST,
             parameters=_SAMPLING | {"include_reasoning", "top_a", "usage"} | routing.PARAMETERS,
-            unbounded_models=re.compile(
-                f"^openrouter/|@preset/|:online|:nitro|:exacto|sonar|{SEARCHES}"
-            ),
+            unbounded_models=routing.UNBOUNDED_MODELS,
             tells_cost=True,
             routes=True,
         ),
-        refuses_with=_NO_BALANCE,  # https://openrouter.ai/docs/api-reference/errors
+        unbilled_status=_NO_BALANCE,  # https://openrouter.ai/docs/api-reference/errors
     ),
     # Every call of a `sonar` searches, for a price by the call; deep research searches as often as
     # it likes. https://docs.perplexity.ai/api-reference/chat-completions-post
@@ -212,7 +212,7 @@ def _adapter(server: _Server) -> Adapter:
             models(server.prefix, name=_MODEL_PATH),
         ),
         refusal_body=refusal_body,
-        unbilled_status=UNBILLED_STATUS | server.refuses_with,
+        unbilled_status=server.unbilled_status,
     )
 
 

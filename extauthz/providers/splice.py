@@ -70,12 +70,13 @@ def find_rooted(body: bytes, path: tuple[str, ...]) -> Span | None:
     """
     text = f'"{path[0]}"'.encode()
     at = body.find(text)
-    if at < 0 or body.find(text, at + 1) >= 0 or _may_spell_otherwise(body):
+    if at < 0 or body.find(text, at + 1) >= 0 or may_spell_otherwise(body):
         return find_member(body, path)
     return _scan(body, path, at, 1)
 
 
-def _may_spell_otherwise(body: bytes) -> bool:
+def may_spell_otherwise(body: bytes) -> bool:
+    """Whether a letter or a `_` may stand in the body in an escaped spelling."""
     return b"\\u00" in body and any(mark in body for mark in _ESCAPED_LETTERS)
 
 

@@ -252,6 +252,9 @@ def _as_configured(facts: RequestFacts, upstream: Upstream) -> RequestFacts:
     if upstream.price_context:
         each = tuple({**one, **upstream.price_context} for one in facts.price_contexts)
         facts = replace(facts, price_contexts=each)
+    if facts.counted:
+        counted = {kind: _most_of(upstream, kind, n) for kind, n in facts.counted.items()}
+        facts = replace(facts, counted=counted)
     return facts
 
 
@@ -266,3 +269,19 @@ def _model_of(upstream: Upstream, name: str) -> str:
             f"providers.{upstream.name}.deployments",
         )
     return model
+
+
+def _most_of(upstream: Upstream, kind: str, count: int | None) -> int:
+    """How many of a kind are billed: as the request tells it, else at most what the config says."""
+    if count is not None:
+        return count
+    most = upstream.max_audio_seconds if kind == "audio_seconds" else None
+    if most is None:
+        raise Denied(
+            Reason.UNMETERED_ENDPOINT,
+            403,
+            "this model is billed by the second of the sound, and nothing in a request bounds its "
+            "seconds: use gpt-4o-transcribe or gpt-4o-mini-transcribe, or have the most that a "
+            f"call is held at named under providers.{upstream.name}.max_audio_seconds",
+        )
+    return most

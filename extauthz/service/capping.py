@@ -74,7 +74,9 @@ def written_cap(
 def with_price_limit(facts: RequestFacts, limits: RateLimits) -> RequestFacts:
     """Write the rates that were reckoned with as the highest that the provider may take."""
     assert facts.price_slot is not None, "there is no place for it"
-    highest = f'{{"prompt":{limits.input:f},"completion":{limits.output:f},"request":0}}'
+    # No list has a price by the picture, so whoever has one may not answer where some go in.
+    pictures = ',"image":0' if facts.images else ""
+    highest = f'{{"prompt":{limits.input:f},"completion":{limits.output:f},"request":0{pictures}}}'
     return replace(facts, edits=(*facts.edits, facts.price_slot.edit(highest)))
 
 

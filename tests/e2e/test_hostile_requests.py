@@ -52,6 +52,7 @@ def sidecar() -> Iterator[Sidecar]:
             "cohere": {**openai, "api": "cohere"},
             "bedrock": {**openai, "api": "bedrock", "credential": {"aws_region": "us-east-1"}},
         }
+        openai["max_audio_seconds"] = 600
         running.start()
         yield running
 

@@ -3,12 +3,13 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from calls import HELLO, received, send
+from calls import HELLO, headers_of, received, send
 from servers import until
 from sidecar import Sidecar, agent, key_of, nanousd, running_sidecar
 
@@ -29,9 +30,10 @@ def sidecar() -> Iterator[Sidecar]:
     credential = {"env": "SANDBOX_OPENAI_CREDENTIAL"}
     with running_sidecar(agents=agents, start=False) as running:
         url = running.sandbox.base_url
-        running.config["providers"]["openai"]["endpoints"] = [
-            {"method": "POST", "path": "/v1/images/variations", "price_usd": "0.05"}
-        ]
+        running.config["providers"]["openai"] |= {
+            "endpoints": [{"method": "POST", "path": "/v1/images/variations", "price_usd": "0.05"}],
+            "max_audio_seconds": 600,
+        }
         running.config["providers"] |= {
             "azure": {
                 "api": "azure",
@@ -286,6 +288,29 @@ def test_what_was_heard_without_telling_how_long_is_charged_its_reservation(
     assert nanousd(line["estimate_usd"]) >= sidecar.sandbox.total_nanousd(bot) > 0
 
 
+def test_sound_that_is_longer_than_the_config_says_is_charged_whole(
+    sidecar: Sidecar, bot: str
+) -> None:
+    hear(sidecar.openai(bot), bot, "whisper-1", told={"input_tokens": 900})
+    line = settled(sidecar, bot)
+    held, charged = 600 * 100_000, 900 * 100_000
+    assert nanousd(line["estimate_usd"]) == held
+    assert sidecar.balance(bot) == (charged, 0)
+    assert sidecar.sandbox.total_nanousd(bot) == charged
+    assert nanousd(line["overshoot_usd"]) == charged - held
+
+
+def test_sound_that_is_billed_by_the_second_is_refused_where_the_config_bounds_no_seconds(
+    sidecar: Sidecar, bot: str
+) -> None:
+    client = sidecar.openai(bot, base_url=f"{sidecar.egress}/project/v1")
+    with pytest.raises(openai.PermissionDeniedError) as caught:
+        hear(client, bot, "whisper-1")
+    assert caught.value.code == "unmetered_endpoint"
+    assert "providers.project.max_audio_seconds" in caught.value.message
+    assert hear(client, bot, "gpt-4o-mini-transcribe").text
+
+
 def test_models_and_moderations_are_free(sidecar: Sidecar, bot: str) -> None:
     client = sidecar.openai(bot)
     assert client.models.list().data
@@ -474,6 +499,21 @@ def test_a_server_that_speaks_the_api_is_settled_at_its_configured_price(
     if stream:
         read(answer)
     assert_spent_is_the_bill(sidecar, bot, "chat")
+
+
+def test_a_router_gets_the_highest_price_of_a_picture_and_every_other_byte_as_it_was_sent(
+    sidecar: Sidecar, bot: str
+) -> None:
+    picture = b'{"type": "image_url",  "image_url": {"url": "https://a/b.png"}}'
+    before = b'{ "model":"gpt-4o-mini", "max_tokens":5,\n "provider": {'
+    after = b'"order" : ["x"]},"messages":[{"role":"user","content":[ ' + picture + b" ]}] }"
+    limit = b'"max_price":{"prompt":0.15,"completion":0.60,"request":0,"image":0},'
+    path = "/openrouter/v1/chat/completions"
+    answer = send(sidecar, before + after, headers_of(bot), path=path)
+    assert answer.status == 200
+    request = received(sidecar.sandbox, answer.mark)
+    assert request is not None
+    assert request["body_sha256"] == sha256(before + limit + after).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,8 @@ def fuzz_body(data: bytes) -> None:
     except RequestError as error:
         assert error.message, "a refusal says what to do"
         return
+    if None in facts.counted.values():
+        return  # refused, where the config bounds it no better than the request does
     priced = BOOK.find(api, adapter.price_provider, facts.model)
     if priced is None or not priced.covers(facts, NOW_MS):
         return

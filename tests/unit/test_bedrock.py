@@ -19,6 +19,7 @@ CLAUDE = "global.anthropic.claude-haiku-4-5-20251001-v1:0"
 HELLO = [{"role": "user", "content": [{"text": "hello"}]}]
 PRICES = PriceBook([])
 AT_MS = 1_780_000_000_000
+LATER_MS = 1_795_000_000_000
 
 
 def read(body: dict[str, Any], endpoint: str = "converse", model: str = CLAUDE) -> RequestFacts:
@@ -78,6 +79,20 @@ def test_a_conversation_is_bounded_by_its_bytes_and_its_cap():
     assert facts.input_tokens_max >= len(json.dumps(body))
     assert (facts.output_tokens_cap, facts.media, facts.cache_writes) == (5, False, False)
     assert read({"messages": HELLO, "system": [{"cachePoint": {"type": "default"}}]}).cache_writes
+
+
+@pytest.mark.parametrize(
+    "model", ["global.openai.gpt-6-luna", "us.openai.gpt-6.1-sol", "global.moonshotai.kimi-k3"]
+)
+def test_a_cache_that_is_written_without_a_mark_is_in_the_estimate(model):
+    raw = json.dumps({"messages": HELLO, "inferenceConfig": {"maxTokens": 1}}).encode()
+    facts = BEDROCK.read_request("converse", Request(raw, model))
+    priced = PRICES.find("bedrock", "aws", model)
+    assert priced is not None
+    assert facts.input_tokens_max is not None
+    written = facts.input_tokens_max
+    usage = {"inputTokens": 0, "outputTokens": 0, "cacheWriteInputTokens": written}
+    assert priced.cost(told(usage), LATER_MS) <= priced.estimate(facts, LATER_MS, None).nanousd
 
 
 @pytest.mark.parametrize(

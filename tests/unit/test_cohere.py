@@ -165,7 +165,9 @@ def test_no_answer_costs_more_than_its_estimate(text, cap, data):
     ("model", "thinking", "beside"),
     [
         ("command-a-03-2025", None, 0),
+        ("command-r7b-arabic-02-2025", None, 0),
         ("command-a-reasoning-08-2025", None, 32_000),
+        ("command-a-plus-05-2026", None, 32_000),
         ("command-a-reasoning-08-2025", {"type": "disabled"}, 0),
         ("command-a-reasoning-08-2025", {"type": "enabled", "token_budget": 500}, 500),
         ("command-a-03-2025", {"type": "enabled"}, 32_000),

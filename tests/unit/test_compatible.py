@@ -1,6 +1,7 @@
 """Servers that speak OpenAI's API: where each differs, a call is bounded all the same."""
 
 import json
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,7 @@ from extauthz.reasons import Reason
 from extauthz.service.capping import with_price_limit
 from extauthz.usage import Exactness, UsageReport
 
-NOW = 1_790_000_000_000
+NOW, LATER = 1_790_000_000_000, 1_795_000_000_000
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 
 
@@ -96,6 +97,20 @@ def test_only_who_knows_stream_options_is_asked_for_usage(api, asked):
         ("openrouter", {"model": "openai/gpt-4o@preset/mine"}),
         ("openrouter", {"models": ["a", "@Preset/mine"]}),
         ("openrouter", {"preset": "mine"}),
+        ("openrouter", {"model": "x-ai/grok-4.20-multi-agent"}),
+        ("openrouter", {"model": "google/gemini-2.5-flash-image"}),
+        ("openrouter", {"model": "google/gemini-nano-banana-2.1"}),
+        ("openrouter", {"model": "openai/gpt-audio"}),
+        ("openrouter", {"model": "google/lyria-3-pro-preview"}),
+        ("openrouter", {"model": "google/gemini-omni-1.2-flash"}),
+        ("openrouter", {"modalities": ["text", "image"]}),
+        ("openrouter", {"modalities": ["text", "audio"], "audio": {"voice": "a", "format": "mp3"}}),
+        ("openrouter", {"messages": holding("input_audio", input_audio={"data": "AA=="})}),
+        ("openrouter", {"messages": holding("video_url", video_url={"url": "https://a/b.mp4"})}),
+        ("openrouter", {"messages": holding("thinking", thinking="x")}),
+        ("openrouter", {"messages": [{"role": "assistant", "images": [{"type": "image_url"}]}]}),
+        ("openrouter", {"messages": [{"role": "user", "content": {"type": "input_audio"}}]}),
+        ("openrouter", {"messages": [{"role": "assistant", "audio": {"id": "a"}}]}),
         ("xai", {"deferred": True}),
         ("xai", {"search_parameters": {"mode": "on"}}),
         ("groq", {"model": "groq/compound"}),
@@ -147,8 +162,19 @@ def test_a_router_is_told_a_model(fields):
 @pytest.mark.parametrize(
     "provider", [{}, None, {"order": ["x"], "allow_fallbacks": False}, "left out"], ids=str
 )
-def test_a_router_is_told_the_highest_price_beside_what_the_client_prefers(provider):
-    body = {"model": "m", "messages": [], "stream": True}
+@pytest.mark.parametrize(
+    ("messages", "pictures"),
+    [
+        ([], {}),
+        (holding("text", text="x"), {}),
+        (holding("image_url", image_url={"url": "https://a/b.png"}), {"image": 0}),
+    ],
+    ids=["no message", "a text", "a picture"],
+)
+def test_a_router_is_told_the_highest_price_beside_what_the_client_prefers(
+    provider, messages, pictures
+):
+    body = {"model": "m", "messages": messages, "stream": True}
     body |= {} if provider == "left out" else {"provider": provider}
     text = json.dumps(body).encode()
     facts = ADAPTERS["openrouter"].read_request("chat", Request(text))
@@ -157,10 +183,22 @@ def test_a_router_is_told_the_highest_price_beside_what_the_client_prefers(provi
     for edit in sorted(limited.edits, key=lambda each: -each.offset):
         text = text[: edit.offset] + edit.text.encode() + text[edit.offset + edit.dropped :]
 
-    limit = {"max_price": {"prompt": 0.15, "completion": 0.6, "request": 0}}
+    limit = {"max_price": {"prompt": 0.15, "completion": 0.6, "request": 0} | pictures}
     kept = provider if isinstance(provider, dict) else {}
     options = {"stream_options": {"include_usage": True}}
     assert json.loads(text) == {**body, "provider": {**kept, **limit}, **options}
+
+
+def test_the_highest_price_of_a_prompt_is_that_of_a_short_one():
+    """Who asks the price of a long one for a short one may ask more still for a long one."""
+    priced = PriceBook([]).find("openrouter", "openrouter", "google/gemini-2.5-pro")
+    assert priced is not None
+    long_text = [{"role": "user", "content": "x" * 200_000}]
+    facts = read("openrouter", model="google/gemini-2.5-pro", messages=long_text, max_tokens=1)
+    bound = priced.bound(facts, LATER, None)
+    assert rate_limits([bound]) == (Decimal("1.25"), Decimal(10))
+    estimate = estimate_of([bound], facts)
+    assert estimate.nanousd >= 200_000 * 2_500  # as it is reserved
 
 
 def test_whoever_answers_within_the_limits_costs_no_more_than_the_estimate():
@@ -179,11 +217,52 @@ def test_whoever_answers_within_the_limits_costs_no_more_than_the_estimate():
     assert estimate.nanousd_under.at(500) == estimate.input_tokens * 5_000 + 500 * 10_000
 
 
-def test_a_cache_that_lasts_an_hour_is_reckoned_at_twice_the_input():
-    """A router's list has no price for it."""
-    mark = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
-    marked = read("openrouter", messages=[{"role": "user", "content": [mark]}])
-    assert (marked.input_readings, read("openrouter").input_readings) == (2, 1)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": holding("text", text="x", cache_control={"type": "ephemeral", "ttl": "1h"})},
+        {"messages": holding("text", text="x", cache_control={"type": "ephemeral"})},
+        {"messages": holding("text", text="x", prompt_cache_breakpoint={"mode": "explicit"})},
+        {"messages": holding("text", text="\u00e9")},
+        {"model": "~openai/gpt-latest"},
+        {"models": ["a", "~openai/gpt-latest"]},
+    ],
+    ids=str,
+)
+def test_a_cache_that_a_router_may_write_is_reckoned_at_twice_the_input(fields):
+    """Its list has no price for an hour, nor for all models one for less."""
+    assert (read("openrouter", **fields).input_readings, read("openrouter").input_readings) == (
+        2,
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    "model", [f"google/gemini-{name}" for name in ("2.5-flash-lite", "2.5-pro", "3.1-flash-lite")]
+)
+def test_a_gemini_cache_costs_the_input_and_what_the_list_has_for_its_storage(model):
+    mark = {"messages": holding("text", text="x" * 9000, cache_control={"type": "ephemeral"})}
+    facts = read("openrouter", model=model, max_tokens=1, **mark)
+    priced = PriceBook([]).find("openrouter", "openrouter", model)
+    assert priced is not None
+    price = vars(priced.info.get_prices(datetime.fromtimestamp(LATER / 1000, UTC), {}))
+    rates = [getattr(price[key], "base", price[key]) for key in ("input_mtok", "cache_write_mtok")]
+    assert rates[1] < rates[0], "no list has what is written at less than what is read"
+    assert facts.input_tokens_max is not None
+    cost = facts.input_tokens_max * sum(rates) * 1000
+    assert priced.estimate(facts, LATER, None).nanousd >= cost
+
+
+def test_tools_that_are_nested_deeply_are_reckoned_with_their_indents():
+    value: object = [1] * 100
+    for _ in range(40):
+        value = {"a": value}
+    function: dict[str, Any] = {"name": "f", "parameters": {}}
+    flat = read("groq", tools=[{"type": "function", "function": function}])
+    deep = read("groq", tools=[{"type": "function", "function": {**function, "parameters": value}}])
+    assert deep.input_tokens_max is not None
+    assert flat.input_tokens_max is not None
+    assert deep.input_tokens_max - flat.input_tokens_max >= 100 * (1 + 2 + 40 * 4 // 64)
 
 
 def test_reasoning_that_a_server_leaves_out_of_its_completion_tokens_is_billed():
@@ -235,6 +314,12 @@ def test_what_xai_says_that_it_charges_is_charged_where_it_is_more():
     assert priced is not None
     assert priced.cost(report("xai", {**USAGE, "cost_in_usd_ticks": 5_000_000}), NOW) == 500_000
     assert priced.cost(report("xai", {**USAGE, "cost_in_usd_ticks": 5}), NOW) == 120_000
+
+
+@pytest.mark.parametrize("api", COMPATIBLE)
+def test_a_refusal_is_no_proof_where_what_violates_the_guidelines_is_billed(api):
+    assert (403 in ADAPTERS[api].unbilled_status) is (api != "xai")
+    assert {400, 401, 404, 422, 429, 500} <= ADAPTERS[api].unbilled_status
 
 
 def test_only_a_provider_that_tells_its_cost_is_believed_about_it():

@@ -314,3 +314,68 @@ def test_a_refusal_is_one_of_googles():
     assert (error["code"], error["status"]) == (429, "RESOURCE_EXHAUSTED")
     assert error["details"][0]["reason"] == "budget_exhausted"
     assert error["details"][0]["metadata"] == {"decision": "d1", "a": "b"}
+
+
+def schema_of(levels: int, each: int, **more: Any) -> dict[str, Any]:
+    """Definitions of which each refers so many times to the next."""
+    definitions = {
+        f"d{level}": {
+            "type": "object",
+            "properties": {f"p{n}": {"$ref": f"#/$defs/d{level + 1}"} for n in range(each)},
+        }
+        for level in range(levels)
+    }
+    definitions[f"d{levels}"] = {"type": "string", "description": "the last one"}
+    return {"$defs": definitions | more, "$ref": "#/$defs/d0"}
+
+
+def unrolled(schema: Any, definitions: dict[str, Any]) -> Any:
+    """As Google does it: what a reference stands for in its place."""
+    if isinstance(schema, list):
+        return [unrolled(one, definitions) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return unrolled(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: unrolled(one, definitions) for key, one in schema.items() if key != "$defs"}
+
+
+@pytest.mark.parametrize(("levels", "each"), [(1, 1), (3, 3), (6, 4), (2, 40)])
+@pytest.mark.parametrize("place", ["answer", "function"])
+def test_references_in_a_schema_are_bounded_by_what_they_stand_for(place, levels, each):
+    schema = schema_of(levels, each)
+    if place == "answer":
+        body: dict[str, Any] = {"generationConfig": {"responseJsonSchema": schema}}
+    else:
+        function = {"name": "f", "parametersJsonSchema": schema}
+        body = {"tools": [{"functionDeclarations": [function]}]}
+    facts = read({"contents": HELLO, **body})
+    assert facts.input_tokens_max is not None
+    written = len(json.dumps(unrolled(schema, schema["$defs"]), indent=1))
+    assert written <= facts.input_tokens_max
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/elsewhere"},
+        schema_of(2, 2, d2={"$ref": "#/$defs/d0"}),
+        schema_of(70, 1),
+        schema_of(60, 9),
+        {"properties": {"a": {"$defs": {"d": {}}}, "b": {"$defs": {"d": {"type": "string"}}}}},
+        {"ref": "#/defs/d", "defs": {"d": {"any_of": [{"ref": "#/defs/d"}]}}},
+    ],
+    ids=["itself", "unknown", "a cycle", "a long chain", "beyond all bounds", "twice", "by Vertex"],
+)
+def test_references_that_nothing_bounds_are_held_at_the_context_window(schema):
+    for key in ("responseSchema", "response_json_schema"):
+        config = {key: {"description": "a ref", **schema}}
+        assert read({"contents": HELLO, "generationConfig": config}).input_tokens_max is None
+
+
+def test_a_schema_without_references_is_bounded_by_its_bytes():
+    plain = read({"contents": HELLO, "generationConfig": {"responseSchema": {"type": "STRING"}}})
+    named = read({"contents": HELLO, "generationConfig": {"responseSchema": {"title": "ref__"}}})
+    assert plain.input_tokens_max is not None
+    assert plain.input_tokens_max == named.input_tokens_max

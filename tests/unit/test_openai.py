@@ -153,6 +153,48 @@ def test_a_rejected_prediction_is_output_too():
     read = facts(prediction={"type": "content", "content": "x" * 500})
     assert read.extra_output_tokens == read.input_tokens_max
     assert facts(prediction=None).extra_output_tokens == 0
+    each = facts(prediction={"type": "content", "content": "x" * 500}, n=3)
+    assert each.input_tokens_max is not None
+    assert each.extra_output_tokens == 3 * each.input_tokens_max
+
+
+LONG = {"mode": "explicit", "ttl": "12h"}
+MARKED = {"type": "text", "text": "x", "prompt_cache_breakpoint": LONG}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt_cache_options": {"ttl": "12h"}},
+        {"prompt_cache_options": {"ttl": 30}},
+        {"prompt_cache_options": {"an_unheard_of": True}},
+        {"messages": [{"role": "user", "content": [MARKED]}]},
+        {"tools": [{**MARKED, "type": "function", "function": {"name": "f"}}]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("endpoint", ["chat", "responses"])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_cache_that_lasts_longer_than_any_list_has_a_price_for_is_refused(
+    endpoint, fields, escaped
+):
+    if endpoint == "responses":
+        fields = {"input" if key == "messages" else key: value for key, value in fields.items()}
+    body = json.dumps({"model": "gpt-5.6-sol", **fields})
+    body = body.replace("breakpoint", "br\\u0065akpoint") if escaped else body
+    with pytest.raises(RequestError) as caught:
+        ADAPTERS["openai"].read_request(endpoint, Request(body.encode()))
+    assert caught.value.reason is Reason.UNMETERED_ENDPOINT
+
+
+def test_a_cache_as_the_list_has_it_passes():
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    part = {"type": "text", "text": "x", **mark}
+    passed = facts(
+        messages=[{"role": "user", "content": [part]}],
+        prompt_cache_options={"mode": "implicit", "ttl": "30m"},
+    )
+    assert passed.cache_writes
 
 
 @pytest.mark.parametrize(

@@ -542,3 +542,21 @@ def test_a_call_whose_price_doubles_while_it_lasts_is_estimated_at_the_dearer(at
     most = max(priced.cost(usage, ms(at) + minutes * 60_000) for minutes in range(61))
     assert priced.cost(usage, ms("2026-11-23T12:00:00")) < most
     assert priced.estimate(facts, ms(at), None).nanousd >= most
+
+
+@pytest.mark.parametrize(("hours", "starts"), [(2, (4, 5)), (6, (0, 4, 10, 19, 20)), (48, (12,))])
+def test_a_call_that_may_last_long_is_estimated_at_the_dearest_hour_that_it_may_end_in(
+    hours: int, starts: tuple[int, ...]
+) -> None:
+    """DeepSeek's dear hours begin at 1 and at 6, and end at 4 and at 10."""
+    book = PriceBook([], call_ms_max=hours * 3_600_000)
+    priced = book.find("deepseek", "deepseek", "deepseek-v4-pro")
+    assert priced is not None
+    facts = RequestFacts("deepseek-v4-pro", False, 1000, 1000)
+    used = UsageReport(Exactness.EXACT, {"input_tokens": 1000, "output_tokens": 1000})
+    for hour in starts:
+        start_ms = int(datetime(2026, 11, 23, hour, 30, tzinfo=UTC).timestamp()) * 1000
+        estimate = priced.estimate(facts, start_ms, None).nanousd
+        for minute in range(0, hours * 60 + 1, 15):
+            cost, _ = priced.dearest_cost(used, start_ms, start_ms + minute * 60_000)
+            assert cost <= estimate, (hour, minute)

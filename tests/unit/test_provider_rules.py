@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from forms import FORM_TYPE, sound
 from service_rules import DOLLAR, KEY, Desk, Seen, agent, budget, call
 
 from extauthz.identity import hash_key
@@ -21,6 +22,20 @@ CHAT_AT_AZURE = {
     "provider": "azure", "path": "/openai/deployments/mine/chat/completions", "query": DATED,
     "headers": {"api-key": KEY},
 }  # fmt: skip
+
+
+TEN_MINUTES_NANOUSD = {"whisper-1": 60_000_000, "gpt-transcribe": 45_000_000}
+"""At $0.006 and $0.0045 a minute."""
+
+
+def hearing(model: str, path: str = "transcriptions", provider: str = "hearing") -> CallAttributes:
+    """A sound is sent to a model; provider `hearing` may be sent ten minutes."""
+    return call(
+        provider=provider,
+        path=f"/v1/audio/{path}",
+        headers={"authorization": f"Bearer {KEY}", "content-type": FORM_TYPE},
+        body=sound(model),
+    )
 
 
 async def decide(desk: Desk, attributes: CallAttributes) -> Verdict:
@@ -159,3 +174,53 @@ async def test_a_default_cap_bounds_only_what_it_can_be_written_into():
     verdict = await decide(desk, call(path="/v1/images/generations", body=body))
     assert verdict.estimate is not None
     assert verdict.estimate.output_tokens > 1
+
+
+@pytest.mark.parametrize("path", ["transcriptions", "translations"])
+@pytest.mark.parametrize("model", TEN_MINUTES_NANOUSD)
+async def test_sound_that_is_billed_by_the_second_is_refused_where_nothing_bounds_them(model, path):
+    desk = Desk.of(agent(DAY))
+    verdict = await decide(desk, hearing(model, path, provider="openai"))
+    assert (verdict.decision, verdict.reason) == (Decision.DENY, Reason.UNMETERED_ENDPOINT)
+    assert verdict.status == 403
+    for remedy in (
+        "providers.openai.max_audio_seconds", "gpt-4o-transcribe", "gpt-4o-mini-transcribe",
+    ):  # fmt: skip
+        assert remedy in verdict.message
+
+
+@pytest.mark.parametrize("path", ["transcriptions", "translations"])
+@pytest.mark.parametrize(("model", "held"), TEN_MINUTES_NANOUSD.items())
+async def test_sound_that_is_billed_by_the_second_is_held_at_the_seconds_of_the_config(
+    model, held, path
+):
+    desk = Desk.of(agent(DAY))
+    verdict = await decide(desk, hearing(model, path))
+    assert verdict.decision is Decision.ALLOW
+    assert verdict.record is not None
+    assert verdict.record.estimate_nanousd == held
+
+
+@pytest.mark.parametrize(
+    ("told", "nanousd"),
+    [
+        ('{"type": "duration", "seconds": 30}', 3_000_000),
+        ('{"type": "duration", "seconds": 900}', 90_000_000),
+        (None, 60_000_000),
+    ],
+    ids=["less than was held", "more than was held", "not told"],
+)
+async def test_sound_is_charged_the_seconds_that_its_answer_tells_be_they_more_than_were_held(
+    told, nanousd
+):
+    desk = Desk.of(agent(DAY))
+    verdict = await decide(desk, hearing("whisper-1"))
+    settlement = await ended(desk, verdict, 200, **({} if told is None else {"usage": told}))
+    assert settlement.cost_nanousd == nanousd
+    assert settlement.overshoot_nanousd == max(0, nanousd - 60_000_000)
+
+
+async def test_sound_that_is_billed_by_its_tokens_needs_no_seconds():
+    desk = Desk.of(agent(DAY))
+    verdict = await decide(desk, hearing("gpt-4o-mini-transcribe", provider="openai"))
+    assert verdict.decision is Decision.ALLOW

@@ -68,6 +68,8 @@ def test_items_that_stand_in_the_request_are_bounded_by_its_bytes(item):
         {"conversation": {"id": "conv_1"}},
         {"input": [{"type": "item_reference", "id": "msg_1"}]},
         {"input": [{"id": "msg_1"}]},
+        {"input": [{"type": "message", "id": "msg_1"}]},
+        {"input": [{"role": "assistant", "id": "msg_1", "content": None}]},
         {"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]},
         {"input": [{"type": "reasoning", "id": "rs_1", "encrypted_content": ""}]},
         {"input": [{"type": "web_search_call", "id": "ws_1", "status": "completed"}]},
@@ -149,7 +151,14 @@ def test_what_is_bounded_is_let_through(fields):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"input": 7}, {"input": [7]}, {"max_output_tokens": 0}, {"reasoning": []}]
+    "fields",
+    [
+        {"input": 7},
+        {"input": [7]},
+        {"max_output_tokens": 0},
+        {"reasoning": []},
+        {"instructions": []},
+    ],
 )
 def test_what_is_no_such_request_is_unparseable(fields):
     assert reason_of(**fields) is Reason.UNPARSEABLE_BODY

@@ -19,7 +19,7 @@ from extauthz.providers.strict_json import (
     read_count,
     read_list,
 )
-from extauthz.providers.text_bound import text_tokens_max
+from extauthz.providers.text_bound import indent_tokens_max, text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UNKNOWN_USAGE, Exactness, UsageReport
 
@@ -60,7 +60,8 @@ def read_request(
     config = known_fields(document.get("inferenceConfig"), inference, "'inferenceConfig'")
     additional = document.get("additionalModelRequestFields")
     known_fields(additional, _ADDITIONAL, "'additionalModelRequestFields'")
-    for tool in read_list(_object(document, "toolConfig"), "tools"):
+    tools = read_list(_object(document, "toolConfig"), "tools")
+    for tool in tools:
         known_fields(tool, _TOOL, "a tool")
     _refuse_dearer(document)
     media = _has_media(document)
@@ -68,14 +69,15 @@ def read_request(
     thinking_tokens = max(
         hinted_count(additional, key, "budget_tokens") for key in ("thinking", "reasoning_config")
     )
+    # (Claude and Nova have no such template)
+    indents = 0 if _is_of_a_known_maker(request.path_model) else indent_tokens_max(body, tools)
     return RequestFacts(
         model=request.path_model,
         stream=stream,
-        input_tokens_max=None if media else text_tokens_max(body),
+        input_tokens_max=None if media else text_tokens_max(body) + indents,
         output_tokens_cap=cap,
         extra_output_tokens=beyond_cap(thinking_tokens, cap),
-        # The word may stand there in an escaped spelling; then assume it does.
-        cache_writes=b"cachePoint" in body or b"\\u" in body,
+        cache_writes=_may_write_a_cache(body, request.path_model),
         media=media,
         cap_slot=nested_cap_slot(document, body, "inferenceConfig", "maxTokens"),
         thinking_tokens=thinking_tokens,
@@ -98,6 +100,22 @@ def report_of(usage: dict[str, Any], captured: CapturedResponse) -> UsageReport:
     amounts["output_tokens"] = amounts.get("output_tokens", 0) + max(0, unnamed)
     exact = captured.complete and not captured.error
     return UsageReport(Exactness.EXACT if exact else Exactness.LOWER_BOUND, amounts)
+
+
+def _may_write_a_cache(body: bytes, model: str) -> bool:
+    """Whether writing a cache can be billed: at a mark, and of other makers' models without one.
+
+    OpenAI's write theirs at every call, for 1.25 times the input:
+    https://platform.openai.com/docs/guides/prompt-caching. Claude and Nova do so where they are
+    told to: https://docs.aws.amazon.com/bedrock/latest/userguide/prompt-caching.html.
+    """
+    # The word may stand there in an escaped spelling; then assume it does.
+    marked = b"cachePoint" in body or b"\\u" in body
+    return marked or not _is_of_a_known_maker(model)
+
+
+def _is_of_a_known_maker(model: str) -> bool:
+    return any(maker in model for maker in ("anthropic.", "amazon."))
 
 
 def _refuse_dearer(document: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from extauthz.providers.base import (
 from extauthz.providers.camel_json import each, fields_of, spelling
 from extauthz.providers.captured import decode_object, decode_string, extract
 from extauthz.providers.gemini.contents import holds_media, model_in_body
+from extauthz.providers.gemini.schemas import reference_tokens_max
 from extauthz.providers.splice import nested_cap_slot
 from extauthz.providers.strict_json import hinted_count, parse_object, read_count
 from extauthz.providers.text_bound import text_tokens_max
@@ -65,12 +66,15 @@ def read_request(request: Request, *, stream: bool) -> RequestFacts:
     makes_media = _NOT_TEXT.search(model.lower()) is not None or not _text_only(config)
     media = holds_media(fields.get("contents"), fields.get("systemInstruction"))
     leans_on_more = media or fields.get("cachedContent") is not None
+    referred = reference_tokens_max(body, fields.get("tools"), config)
     cap = read_count(config, "maxOutputTokens", _TOKENS_MAX)
     bounded = cap is not None and not makes_media
     return RequestFacts(
         model=model,
         stream=stream,
-        input_tokens_max=None if leans_on_more else text_tokens_max(body),
+        input_tokens_max=(
+            None if leans_on_more or referred is None else text_tokens_max(body) + referred
+        ),
         output_tokens_cap=cap if bounded else None,
         answers=read_count(config, "candidateCount", _CANDIDATES_MAX) or 1,
         media=leans_on_more or makes_media,

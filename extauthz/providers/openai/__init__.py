@@ -8,7 +8,7 @@ from extauthz.providers.openai.endpoints import billed_endpoint, models, moderat
 from extauthz.providers.openai.refusals import refusal_body
 from extauthz.providers.openai.tiers import OPENAI_TIERS
 
-OPENAI_DIALECT = Dialect(tiers=OPENAI_TIERS)
+OPENAI_DIALECT = Dialect(tiers=OPENAI_TIERS, indents_tools=False)
 
 OPENAI = Adapter(
     price_provider="openai",
@@ -26,6 +26,7 @@ OPENAI = Adapter(
         models("/v1"),
     ),
     refusal_body=refusal_body,
+    bills_audio_seconds=True,
     # https://developers.openai.com/api/docs/guides/data-residency
     regional_upstream=re.compile(r"https://[a-z]{2}\.api\.openai\.com(/|:|$)"),
 )

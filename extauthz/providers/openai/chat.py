@@ -19,7 +19,13 @@ from extauthz.providers.base import (
     RequestFacts,
 )
 from extauthz.providers.openai import routing
-from extauthz.providers.openai.dialect import CAP_FIELDS, TEXT_PARTS, Dialect, refuse_unknown
+from extauthz.providers.openai.dialect import (
+    CAP_FIELDS,
+    TEXT_PARTS,
+    Dialect,
+    refuse_long_caches,
+    refuse_unknown,
+)
 from extauthz.providers.openai.tiers import premium, price_contexts
 from extauthz.providers.openai.usage import TOKENS_MAX, told_usage
 from extauthz.providers.splice import cap_slot, find_rooted, insert_member
@@ -32,7 +38,7 @@ from extauthz.providers.strict_json import (
     read_list,
     read_string,
 )
-from extauthz.providers.text_bound import text_tokens_max
+from extauthz.providers.text_bound import indent_tokens_max, text_tokens_max
 from extauthz.reasons import Reason
 from extauthz.usage import UsageReport
 
@@ -84,6 +90,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     if stream:
         dialect.refuse_stream()
     refuse_unknown(document, _known_parameters(dialect.parameters))
+    refuse_long_caches(document, body)
     _refuse_server_tools(document)
     search = document.get("web_search_options")
     refuse_unknown(search if isinstance(search, dict) else {}, _SEARCH)
@@ -91,10 +98,14 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     if not _is_plain(document):
         media, audio = _modalities(document, dialect)
         images = None if audio else read_images(_parts(document), "image_url", TEXT_PARTS)
+    if dialect.routes and media and not images:
+        routing.refuse_unlimited()
     cap, cap_slots = read_cap(document, dialect), _cap_slots(document, body, dialect)
     answers = read_count(document, "n", _ANSWERS_MAX) or 1
     thinking_tokens = _thinking_tokens(document)
     input_tokens = text_tokens_max(body) - (images.sent if images else 0)
+    if dialect.indents_tools:
+        input_tokens += indent_tokens_max(body, document.get("tools") or document.get("functions"))
     # Tokens of a prediction that the answer does not use are billed as output too.
     predicted = input_tokens if document.get("prediction") is not None else 0
     asks = tuple(usage_edits(document, body)) if stream and dialect.asks_for_usage else ()
@@ -105,7 +116,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         images=images.pictures if images else 0,
         output_tokens_cap=cap,
         answers=answers,
-        extra_output_tokens=predicted + beyond_cap(thinking_tokens, cap) * answers,
+        extra_output_tokens=(predicted + beyond_cap(thinking_tokens, cap)) * answers,
         cache_writes=True,
         media=media,
         audio=audio,
@@ -116,7 +127,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
         cap_slot=cap_slots[0],
         other_caps=cap_slots[1:],
         thinking_tokens=thinking_tokens,
-        input_readings=2 if dialect.routes and _writes_for_an_hour(body) else 1,
+        input_readings=routing.input_readings(body, (model, *fallbacks)) if dialect.routes else 1,
         fallback_models=tuple(fallbacks),
         price_slot=routing.price_slot(document, body) if dialect.routes else None,
     )
@@ -163,15 +174,6 @@ def _cap_slots(document: dict[str, Any], body: bytes, dialect: Dialect) -> tuple
     obeyed = next((key for key in dialect.cap_fields if key in named), dialect.cap_fields[0])
     keys = [obeyed, *(key for key in named if key != obeyed)]
     return tuple(slot_of_cap(document, body, key)._replace(named=document.get(key)) for key in keys)
-
-
-def _writes_for_an_hour(body: bytes) -> bool:
-    """Whether a cache mark may ask for an hour, which a router bills at twice the input price.
-
-    https://openrouter.ai/docs/guides/best-practices/prompt-caching; its list has no price for it.
-    The word may stand there in an escaped spelling; then assume it does.
-    """
-    return b'"ttl"' in body or b"\\u" in body
 
 
 def _thinking_tokens(document: dict[str, Any]) -> int:

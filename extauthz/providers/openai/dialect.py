@@ -1,10 +1,12 @@
 """In what the servers that speak OpenAI's API differ, as far as it decides what a call can cost."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from extauthz.providers.base import RequestError
+from extauthz.providers.splice import may_spell_otherwise
 from extauthz.reasons import Reason
 
 CAP_FIELDS = ("max_completion_tokens", "max_tokens")
@@ -38,6 +40,7 @@ class Dialect:
         unbounded_models: models that bill more than tokens, or are chosen by the server.
         completion_tokens: what the older `completions` answers with where no cap is named; None:
             as much as the model can.
+        indents_tools: whether it may run models whose own templates write tools in lines.
         tells_cost: whether its usage says what it charges (see `usage.told_cost_usd`).
         routes: whether it chooses among providers of a model, and among models at the client's
             word, as OpenRouter does.
@@ -53,6 +56,7 @@ class Dialect:
     tells_usage_of_streams: bool = True
     unbounded_models: re.Pattern[str] = re.compile(SEARCHES)
     completion_tokens: int | None = 16
+    indents_tools: bool = True
     tells_cost: bool = False
     routes: bool = False
 
@@ -81,6 +85,45 @@ class Dialect:
                 "a stream of this 'api-version' does not tell its usage, so it cannot be metered: "
                 "use 2024-09-01-preview or a later one, or send the call without 'stream'",
             )
+
+
+_CACHE_OPTIONS = frozenset(("comparison_response_id", "mode", "prewarm", "ttl"))
+_CACHE_LIFE = (None, "30m")
+"""By default; a longer one (`12h`) is told apart in the usage, and no list has its price."""
+
+
+def refuse_long_caches(document: dict[str, Any], body: bytes) -> None:
+    """Refuse a cache that is written for longer than the price list knows of.
+
+    https://platform.openai.com/docs/guides/prompt-caching: the request says it for all marks, and
+    each mark may for itself.
+
+    Raises:
+        RequestError: `unmetered_endpoint`, or `unparseable_body`.
+    """
+    options = document.get("prompt_cache_options")
+    if options is not None and not isinstance(options, dict):
+        raise RequestError(Reason.UNPARSEABLE_BODY, "'prompt_cache_options' must be an object")
+    refuse_unknown(options or {}, _CACHE_OPTIONS)
+    lives = [(options or {}).get("ttl")]
+    if b"prompt_cache_breakpoint" in body or may_spell_otherwise(body):
+        lives += _lives_of_marks(document)
+    if any(life not in _CACHE_LIFE for life in lives):
+        raise RequestError(
+            Reason.UNMETERED_ENDPOINT,
+            "a cache with a 'ttl' other than 30m has a price that is not known: leave it out",
+        )
+
+
+def _lives_of_marks(document: dict[str, Any]) -> Iterator[Any]:
+    todo: list[Any] = [document]
+    while todo:
+        holder = todo.pop()
+        if isinstance(holder, dict):
+            mark = holder.get("prompt_cache_breakpoint")
+            yield mark.get("ttl") if isinstance(mark, dict) else None
+        inner = holder.values() if isinstance(holder, dict) else holder
+        todo += [one for one in inner if isinstance(one, (dict, list))]
 
 
 def refuse_unknown(document: dict[str, Any], known: frozenset[str]) -> None:

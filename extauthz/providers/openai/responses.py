@@ -10,7 +10,7 @@ from typing import Any
 
 from extauthz.providers.base import CapturedResponse, Request, RequestError, RequestFacts
 from extauthz.providers.openai.chat import read_images, slot_of_cap
-from extauthz.providers.openai.dialect import Dialect, refuse_unknown
+from extauthz.providers.openai.dialect import Dialect, refuse_long_caches, refuse_unknown
 from extauthz.providers.openai.tiers import premium, price_contexts
 from extauthz.providers.openai.usage import TOKENS_MAX, told_usage
 from extauthz.providers.strict_json import (
@@ -19,6 +19,7 @@ from extauthz.providers.strict_json import (
     read_flag,
     read_list,
     read_string,
+    read_text,
 )
 from extauthz.providers.text_bound import text_tokens_max
 from extauthz.reasons import Reason
@@ -59,6 +60,7 @@ def read_request(request: Request, dialect: Dialect) -> RequestFacts:
     model = read_string(document, "model")
     dialect.refuse_unbounded(model)
     refuse_unknown(document, _PARAMETERS)
+    refuse_long_caches(document, body)
     _refuse_unbounded(document)
     kinds = _kinds(document)
     stored = any(document.get(key) is not None for key in _STORED)
@@ -104,6 +106,7 @@ def _refuse_unbounded(document: dict[str, Any]) -> None:
                 f"a tool of a type other than {', '.join(_CLIENT_TOOLS)} runs at the provider and "
                 "cannot be metered: send the call without it",
             )
+    read_text(document, "instructions")  # (items, as stored prompts have, could be more than text)
     reasoning = document.get("reasoning")
     if reasoning is None:
         return
@@ -156,6 +159,8 @@ def _kinds_of_item(item: Any) -> set[str]:
     if kind not in _TEXT_ITEMS:
         return {""}
     content = item.get("output" if str(kind).endswith("_output") else "content")
+    if content is None and kind == "message":
+        return {""}  # by its id alone the provider looks it up
     if not isinstance(content, list):
         return set() if content is None or isinstance(content, str) else {""}
     return {str(part.get("type")) if isinstance(part, dict) else "" for part in content}

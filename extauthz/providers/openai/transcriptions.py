@@ -3,7 +3,8 @@
 https://platform.openai.com/docs/api-reference/audio/createTranscription. Models bill tokens or
 seconds of sound. Those of tokens are bounded by the model's context window and its longest answer
 (https://platform.openai.com/docs/models/gpt-4o-transcribe): sound that is not cut into chunks is
-read as a single block. Nothing in a request tells its seconds: see `_BYTES_A_SECOND_MIN`.
+read as a single block. Nothing in a request bounds its seconds: a header can name any rate, and
+silence takes next to nothing in FLAC and Opus. So the config has to.
 """
 
 from math import ceil, isfinite
@@ -27,12 +28,6 @@ _FILES = frozenset(("file",))
 _BY_SECONDS = ("whisper-1", "gpt-transcribe")
 """https://platform.openai.com/docs/pricing: by the minute, rounded to the nearest second."""
 
-_BYTES_A_SECOND_MIN = 256
-"""Below the lowest rate of any codec of speech that the accepted files (flac, m4a, mp3, mp4, ogg,
-wav, webm) hold: Speex has 2.15 kbit/s (269 bytes, https://www.rfc-editor.org/rfc/rfc5574), AMR
-4.75, Opus 6 (https://www.rfc-editor.org/rfc/rfc6716), MP3 8. It is no bound of files that are made
-to be long: silence takes next to nothing in some of them, and a header can name any rate."""
-
 _COUNT_MAX = 1_000_000_000
 
 
@@ -49,8 +44,7 @@ def read_translation(request: Request, dialect: Dialect) -> RequestFacts:
 def _facts(form: Form, dialect: Dialect) -> RequestFacts:
     model, stream = form.name("model"), form.flag("stream")
     dialect.refuse_unbounded(model)
-    files = form.files_bytes.get("file", ())
-    if not files:
+    if not form.files_bytes.get("file"):
         raise RequestError(Reason.UNPARSEABLE_BODY, "'file' must be a file")
     if model in _BY_SECONDS:
         return RequestFacts(
@@ -59,13 +53,13 @@ def _facts(form: Form, dialect: Dialect) -> RequestFacts:
             input_tokens_max=0,
             output_tokens_cap=0,
             bills=("audio_hours",),
-            counted={"audio_seconds": 1 + ceil(sum(files) / _BYTES_A_SECOND_MIN)},
+            counted={"audio_seconds": None},
         )
     if "chunking_strategy" in form.fields:
         raise RequestError(
             Reason.UNMETERED_ENDPOINT,
             "sound that is cut into chunks is answered chunk by chunk, and nothing bounds how many "
-            "they are: leave out 'chunking_strategy', or use a model that is billed by the minute",
+            "they are: leave out 'chunking_strategy'",
         )
     return RequestFacts(
         model=model,

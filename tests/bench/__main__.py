@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import h2load, table
+from bench import h2load, plot, table
 from bench.bodies import json_answers, requests, settlements, streams
 from bench.check_rate import check_rate
 from bench.measure import Figures, in_turn
@@ -118,6 +118,7 @@ def main() -> None:
             }
             result[name] = {"load_average": round(load_before, 1), "figures": figures}
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    plot.write(result)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ class Figure:
         """From the least to the most, as a share of the median."""
         return (max(self.rounds) - min(self.rounds)) / self.median if self.median else 0.0
 
+    @property
+    def disagrees(self) -> bool:
+        """Whether its rounds are too far apart for one figure."""
+        return self.spread > SPREAD_MAX
+
     def over(self, other: "Figure") -> "Figure":
         """The ratio, round by round: what slowed both is in neither."""
         return Figure(tuple(a / b for a, b in zip(self.rounds, other.rounds, strict=True)))
@@ -39,7 +44,7 @@ class Figure:
     def text(self, unit: str = "", digits: int = 2) -> str:
         """The median with its spread; of rounds that disagree too much, only where they lie."""
         low, high = (f"{end:,.{digits}f}" for end in (min(self.rounds), max(self.rounds)))
-        if self.spread > SPREAD_MAX:
+        if self.disagrees:
             return f"rounds disagree: {low} to {high}{unit}"
         return f"{self.median:,.{digits}f}{unit} ({low}-{high})"
 

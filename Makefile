@@ -8,7 +8,8 @@ PROTOS := $(wildcard protos/extauthz/pb/*.proto)
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder --reruns 1 -raR
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full tightness bench fuzz check lock advisories format protos envoy-yaml clean
+.PHONY: help install demo test test-full tightness bench capacity fuzz check lock advisories format protos
+.PHONY: envoy-yaml clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ tightness: $(INSTALLED) ## how far estimates are above costs
 
 bench: $(INSTALLED) ## measure how fast it is (ROWS="checks latency")
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ROWS)
+
+capacity: $(INSTALLED) ## what one store carries, and shared by many (SIDECARS=1000 CALLS=20 SECONDS=6)
+	@PYTHONPATH=tests $(BIN)/python -m bench.capacity
 
 fuzz: $(INSTALLED) ## fuzz each target, new inputs from the kept corpus on (SECONDS=60)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || { \

@@ -35,8 +35,7 @@ def flood_filters(settings: EnvoySettings) -> list[HttpFilter]:
     """None where the listener itself names the agent: there are no others then."""
     if not settings.has_strangers:
         return []
-    source = resources.files("extauthz.bootstrap").joinpath("floods.lua").read_text("utf-8")
-    lua = Lua(default_source_code=DataSource(inline_string=source), stat_prefix="floods")
+    lua = Lua(default_source_code=DataSource(inline_string=flood_source()), stat_prefix="floods")
     always = FractionalPercent(numerator=100, denominator=FractionalPercentDenominatorType.HUNDRED)
     abort = FaultAbort(http_status=429, percentage=always)
     at_once = HttpFault(
@@ -51,6 +50,11 @@ def flood_filters(settings: EnvoySettings) -> list[HttpFilter]:
         HttpFilter(name="extauthz.refused_at_once", typed_config=Any.pack(at_once)),
         HttpFilter(name="extauthz.refused_later", typed_config=Any.pack(later)),
     ]
+
+
+def flood_source() -> str:
+    """The Lua that counts."""
+    return resources.files("extauthz.bootstrap").joinpath("floods.lua").read_text("utf-8")
 
 
 def is_marked(*, invert: bool = False) -> HeaderMatcher:

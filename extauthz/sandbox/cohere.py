@@ -49,7 +49,7 @@ class Cohere:
             raise Refusal(404, "model not found")
         cap = whole_number(body, "max_tokens")
         limits = [limit for limit in (cap, model.max_output_tokens) if limit is not None]
-        output = min(script.output_tokens, *limits)
+        output = min([script.output_tokens, *limits])
         given = script.input_tokens
         if given is None:
             given = text_tokens(body.get("messages"), body.get("tools"), body.get("documents"))

@@ -7,9 +7,12 @@
 -- filter behind this one answers it, after a while: so that whoever asks again at once does not cost
 -- Envoy much either.
 --
+-- A key is known once one of its calls has been answered, which can take as long as a model thinks: so
+-- the strangers' tokens must be enough for all that agents begin with when Envoy has just started.
+--
 -- What is remembered admits nobody: Check is asked for each call that passes.
 
-local STRANGERS_MAX, DENIED_MAX, TOKENS_PER_SECOND = 128, 512, 32
+local STRANGERS_MAX, DENIED_MAX, TOKENS_PER_SECOND = 1024, 1024, 64
 local REMEMBERED_MAX, KEY_BYTES_MAX = 10000, 4096
 local CALL_NAMESPACE, VERIFIED_NAMESPACE = "extauthz.call", "envoy.filters.http.jwt_authn"
 local KEY_HEADERS = {"x-api-key", "api-key", "x-goog-api-key"}

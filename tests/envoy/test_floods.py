@@ -34,7 +34,7 @@ def rig(start_rig: Any, monkeypatch_module: pytest.MonkeyPatch) -> Any:
 
     numbers = "STRANGERS_MAX, DENIED_MAX, TOKENS_PER_SECOND = {}, {}, {}".format
     source = floods.flood_source()
-    fewer = source.replace(numbers(128, 512, 32), numbers(TOKENS, DENIALS, PER_SECOND))
+    fewer = source.replace(numbers(1024, 1024, 64), numbers(TOKENS, DENIALS, PER_SECOND))
     assert fewer != source
     monkeypatch_module.setattr(floods, "flood_source", lambda: fewer)
     rig = start_rig(providers, has_strangers=True, check_timeout=timedelta(seconds=60))

@@ -7,7 +7,7 @@ import lupa.luajit21 as lupa
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "extauthz" / "bootstrap" / "floods.lua"
-TOKENS, DENIALS, PER_SECOND = 128, 512, 32
+TOKENS, DENIALS, PER_SECOND = 1024, 1024, 64
 DRIVE = """
 local id = 0
 local function handle(headers, metadata, tls)

@@ -482,12 +482,12 @@ def run_twins(any_server: Server) -> SizedRun:
 
 
 def test_a_store_cannot_be_told_from_the_specification(run_twins: SizedRun) -> None:
-    run_twins(60, 30)
+    run_twins(30, 30)
 
 
 @pytest.mark.usefixtures("without_skew_checks")
 def test_a_store_cannot_be_told_from_the_specification_as_time_goes_by(run_twins: SizedRun) -> None:
-    run_twins(60, 40, TwinsInMotion)
+    run_twins(30, 40, TwinsInMotion)
 
 
 @pytest.mark.full

@@ -595,7 +595,7 @@ def must_be_varied(counts: Counter[Any], calls: int) -> None:
 
 
 SIZES = [
-    pytest.param(2_000, id="2,000 calls"),
+    pytest.param(5_000, id="5,000 calls"),
     pytest.param(100_000, marks=[pytest.mark.full, pytest.mark.timeout(1800)], id="100,000 calls"),
 ]
 

@@ -141,9 +141,7 @@ async def test_beyond_what_the_lane_takes_others_are_served_one_after_the_other(
 
 async def lane_of(server: FakeServer) -> tuple[Connections, Lane]:
     connections = Connections(server.url, command_timeout_s=5, size=1)
-    assert connections.lane is None
-    assert connections._opening is not None
-    await connections._opening
+    await connections._open_lane()
     shared = connections.lane
     assert shared is not None
     return connections, shared

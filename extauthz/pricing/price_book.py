@@ -236,7 +236,8 @@ class PricedModel:
                     price = self._prices(moment_ms, context)
                     if price not in prices:
                         prices.append(price)
-            if len(self._rates) >= _PRICES_REMEMBERED:
+            # (those of another second are nobody's any more, and clients choose among many models)
+            if len(self._rates) >= _PRICES_REMEMBERED or any(a != kind[0] for a, *_ in self._rates):
                 self._rates.clear()
             found = self._rates[kind] = tuple(
                 DearestRates(price, media=facts.media, cache_writes=facts.cache_writes)

@@ -15,7 +15,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
 from extauthz.store.base import StoreError, StoreUnavailableError, org_prefix
-from extauthz.store.connections import Connections
+from extauthz.store.connections import Connections, Retired
 from extauthz.store.failures import unavailable
 from extauthz.store.topology import WRONG_SERVER, Route
 from extauthz.store.url import Address, StoreUrl
@@ -32,6 +32,7 @@ class ClusterTopology:
         self._slots: dict[int, Address] = {}
         self._in_doubt = True
         self._doubted: set[Connections] = set()
+        self._retired = Retired()
         self._mapping = asyncio.Lock()
         self.primary_changes = 0
 
@@ -92,6 +93,7 @@ class ClusterTopology:
         """See `Topology`."""
         for node in self._nodes.values():
             await node.close()
+        await self._retired.close()
 
     async def _moved(self, slot: int, address: Address) -> None:
         """Ask the new owner for its map; what it does not know yet, the refusal told."""
@@ -116,7 +118,7 @@ class ClusterTopology:
             except StoreError as error:
                 reasons.append(str(error))
                 continue
-            await self._use(dict(_owners(node.host, reply)))
+            self._use(dict(_owners(node.host, reply)))
             return
         raise StoreUnavailableError(f"no node told the map of the Cluster: {'; '.join(reasons)}")
 
@@ -125,7 +127,7 @@ class ClusterTopology:
         known = dict.fromkeys([*first, *self._nodes, *self._url.seeds])
         return sorted(known, key=lambda address: self._nodes.get(address) in self._doubted)
 
-    async def _use(self, slots: dict[int, Address]) -> None:
+    def _use(self, slots: dict[int, Address]) -> None:
         before, now = set(self._slots.values()), set(slots.values())
         # A slot that was moved by hand has lost nothing: both its nodes are primaries.
         lost = {
@@ -145,7 +147,7 @@ class ClusterTopology:
         self._slots, self._in_doubt = slots, False
         self._doubted.clear()
         for address in set(self._nodes) - now - set(self._url.seeds):
-            await self._nodes.pop(address).close()
+            self._retired.add(self._nodes.pop(address))
 
     def _node(self, address: Address) -> Connections:
         if address not in self._nodes:

@@ -153,3 +153,25 @@ class Connections:
     def _new(self) -> AbstractConnection:
         connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
         return connection
+
+
+class Retired:
+    """Connections to servers that are asked no more: closed once their last answers have come.
+
+    Nobody waits for that before the end: a primary that is frozen answers no sooner for it, and who
+    has found another one in its place would have to tell nobody until then.
+    """
+
+    def __init__(self) -> None:
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def add(self, connections: Connections) -> None:
+        """Close these when that can be done."""
+        task = asyncio.create_task(connections.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Wait until all are closed."""
+        while self._closing:
+            await asyncio.wait(self._closing)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from hiredis import Reader, pack_command
 from redis._parsers import BaseParser  # which class an error reply is of: nowhere else
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from extauthz.store.base import StoreUnavailableError
+from extauthz.store.failures import unavailable
 from extauthz.store.script import Call
 
 UNDER_WAY_MAX = 1024
@@ -85,7 +86,7 @@ class Lane(asyncio.Protocol):
             return
         self._reader.feed(data)
         try:
-            while (reply := self._reader.gets()) is not False:
+            while not self._is_lost and (reply := self._reader.gets()) is not False:
                 self._take(reply)
         except _OutOfStepError:
             self._lose(
@@ -108,6 +109,10 @@ class Lane(asyncio.Protocol):
         self._lose(StoreUnavailableError(f"the store at {self._place} was closed by this process"))
 
     def _take(self, reply: Any) -> None:
+        if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
+            # It serves nobody here (LOADING, NOAUTH): it says so without being asked, too.
+            self._lose(unavailable(self._place, reply))
+            return
         if not self._asked:
             raise _OutOfStepError
         asked = self._asked.popleft()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from extauthz.store.base import StoreError, StoreUnavailableError
-from extauthz.store.connections import Connections
+from extauthz.store.connections import Connections, Retired
 from extauthz.store.topology import WRONG_SERVER, Route
 from extauthz.store.url import Address, StoreUrl
 
@@ -38,6 +38,7 @@ class SentinelTopology:
         ]
         self._primary: Connections | None = None
         self._address: Address | None = None
+        self._retired = Retired()
         self._in_doubt = True
         self._finding = asyncio.Lock()
         self.primary_changes = 0
@@ -83,6 +84,7 @@ class SentinelTopology:
         for connections in (*self._sentinels, self._primary):
             if connections is not None:
                 await connections.close()
+        await self._retired.close()
 
     async def _find(self) -> Connections:
         answers = await asyncio.gather(*(self._ask(sentinel) for sentinel in self._sentinels))
@@ -92,7 +94,7 @@ class SentinelTopology:
             raise StoreUnavailableError(f"no Sentinel told where the primary is: {reasons}")
         address = max(told).address
         if self._primary is None or address != self._address:
-            await self._use(address)
+            self._use(address)
         self._in_doubt = False
         assert self._primary is not None
         return self._primary
@@ -108,7 +110,7 @@ class SentinelTopology:
             return error
         return _told(sentinel.place, name, address, details)
 
-    async def _use(self, address: Address) -> None:
+    def _use(self, address: Address) -> None:
         before, was = self._primary, self._address
         self._primary = Connections(
             self._url.of_server(address),
@@ -118,7 +120,7 @@ class SentinelTopology:
         )
         self._address = address
         if before is not None:
-            await before.close()
+            self._retired.add(before)
             self.primary_changes += 1
             log.warning(
                 "the primary %s changed from %s to %s: writes that the old one had acknowledged "

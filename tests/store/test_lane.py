@@ -12,7 +12,13 @@ from extauthz.ledger import Balance, Reserved
 from extauthz.store import lane
 from extauthz.store.base import StoreUnavailableError
 from extauthz.store.codec import OPENING_ID
+from extauthz.store.connections import Connections
+from extauthz.store.lane import Lane
 from extauthz.store.redis import RedisStore
+from extauthz.store.script import RESERVE
+from extauthz.store.script import Call as Script
+from extauthz.store.sentinel import SentinelTopology, _Told
+from extauthz.store.url import Address, StoreUrl
 
 
 def id_in(words: list[str]) -> str:
@@ -131,3 +137,66 @@ async def test_beyond_what_the_lane_takes_others_are_served_one_after_the_other(
     calls = [first.sibling() for _ in range(40)]
     answers = await asyncio.gather(*(store.reserve(c.reserve(1, limit=10**6)) for c in calls))
     assert all(isinstance(answer, Reserved) for answer in answers)
+
+
+async def lane_of(server: FakeServer) -> tuple[Connections, Lane]:
+    connections = Connections(server.url, command_timeout_s=5, size=1)
+    await connections._open_lane()
+    shared = connections.lane
+    assert shared is not None
+    return connections, shared
+
+
+ASKED = Script(RESERVE, "acme", ("key",), ("id",))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("-LOADING Redis is loading the dataset in memory", "still reading its data from disk"),
+        ("-NOAUTH Authentication required.", "wants another user or password"),
+    ],
+)
+async def test_a_server_that_serves_nobody_is_told_of_by_its_own_words(
+    said: str, told: str
+) -> None:
+    async def refuse(words: list[str]) -> str:
+        return f"{said}\r\n"
+
+    async with FakeServer(refuse) as server:
+        connections, shared = await lane_of(server)
+        answers = await asyncio.gather(shared.ask(ASKED), shared.ask(ASKED))
+        for answer in answers:
+            assert isinstance(answer, StoreUnavailableError)
+            assert told in str(answer)
+        assert shared.is_lost
+        await connections.close()
+
+
+async def test_a_new_primary_is_told_of_at_once_while_the_old_one_is_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def freeze(words: list[str]) -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    url = StoreUrl.parse("redis+sentinel://127.0.0.1:1/primary")
+    topology = SentinelTopology(url, command_timeout_s=5, size=1)
+
+    async def ask(_sentinel: Connections) -> _Told:
+        return _Told(1, Address("127.0.0.1", 2))
+
+    monkeypatch.setattr(topology, "_ask", ask)
+    async with FakeServer(freeze) as server:
+        old, shared = await lane_of(server)
+        topology._primary, topology._address = old, Address("127.0.0.1", 1)
+        answer = shared.ask(ASKED)
+        async with asyncio.timeout(1):
+            assert (await topology.route("acme")).connections is not old
+        assert topology.primary_changes == 1
+        assert topology.known_route("acme") is not None
+        assert not answer.done()
+        shared._transport.abort()
+        assert isinstance(await answer, StoreUnavailableError)
+        await topology.close()
+        assert not topology._retired._closing

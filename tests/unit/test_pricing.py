@@ -3,6 +3,7 @@
 import itertools
 import json
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -473,6 +474,15 @@ def test_names_that_clients_make_up_are_not_kept_without_bound():
     for number in range(5_000):
         book.find("openai", "openai", f"made-up-{number}")
     assert book._found.cache_info().currsize <= 4096
+
+
+def test_what_was_sorted_out_for_another_second_is_not_kept():
+    priced = PriceBook([]).find("openai", "openai", "gpt-4o")
+    facts = RequestFacts("gpt-4o", stream=False, input_tokens_max=1, output_tokens_cap=1)
+    for second in range(10):
+        for writes in (False, True):
+            priced.bound(replace(facts, cache_writes=writes), NOW + second * 1000, None)
+    assert len(priced._rates) == 2
 
 
 @pytest.mark.parametrize(

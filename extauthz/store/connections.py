@@ -50,6 +50,7 @@ class Connections:
         self._free = asyncio.Semaphore(size)
         self._idle: list[AbstractConnection] = []
         self._lane: Lane | None = None
+        self._left: list[Lane] = []  # those before it on which somebody still waits
         self._opening: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -76,7 +77,7 @@ class Connections:
         lane = self._lane
         if lane is not None and lane.has_room:
             return lane
-        if (lane is None or lane.is_lost) and self._opening is None and not self._is_closed:
+        if (lane is None or lane.is_over) and self._opening is None and not self._is_closed:
             self._opening = asyncio.create_task(self._open_lane())
         return None
 
@@ -127,8 +128,9 @@ class Connections:
         self._is_closed = True
         if self._opening is not None:
             await self._opening
-        if self._lane is not None:
-            await self._lane.close()
+        for lane in (*self._left, self._lane):
+            if lane is not None:
+                await lane.close()
         while self._idle:
             await self._idle.pop().disconnect(nowait=True)
 
@@ -140,6 +142,8 @@ class Connections:
         except (TimeoutError, NotReachedError):
             await connection.disconnect(nowait=True)
         else:
+            lanes = (*self._left, *([self._lane] if self._lane else []))
+            self._left = [lane for lane in lanes if not lane.is_lost]
             self._lane = Lane(connection, self.place, self._timeout_s)
         finally:
             self._opening = None

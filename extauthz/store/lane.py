@@ -47,7 +47,7 @@ class Lane(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._overdue: _Asked | None = None
         self._closing: asyncio.Event | None = None
-        self._is_lost = False
+        self._is_late = self._is_lost = False
         self._reader = Reader(
             encoding="utf-8", protocolError=_OutOfStepError, replyError=BaseParser.parse_error
         )
@@ -59,11 +59,16 @@ class Lane(asyncio.Protocol):
     @property
     def has_room(self) -> bool:
         """Whether a command can be asked here now."""
-        return not self._is_lost and self._closing is None and len(self._asked) < UNDER_WAY_MAX
+        return not self.is_over and self._closing is None and len(self._asked) < UNDER_WAY_MAX
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes no command any more: it was lost, or has left one without its answer."""
+        return self._is_lost or self._is_late
 
     @property
     def is_lost(self) -> bool:
-        """Whether it will never answer again."""
+        """Whether nobody waits here any more."""
         return self._is_lost
 
     def ask(self, call: Call) -> asyncio.Future[Any]:
@@ -77,7 +82,7 @@ class Lane(asyncio.Protocol):
         self._asked.append(asked)
         self._transport.write(packed)
         if self._watch is None:
-            self._watch = self._loop.call_at(asked.due, self._look)
+            self._look_at(asked.due)
         return asked.answer
 
     def data_received(self, data: bytes) -> None:
@@ -127,22 +132,40 @@ class Lane(asyncio.Protocol):
             self._closing.set()
 
     def _look(self) -> None:
-        """Whether the oldest question has waited too long; then no later one will do better."""
+        """Whether the oldest question has waited too long; then this lane takes no other.
+
+        The younger ones have the rest of their time all the same: one that a frozen store still
+        runs after its caller was told that there is no answer must be too old for it by then.
+        """
         self._watch = None
-        if not self._asked or self._is_lost:
+        if self._is_lost:
             return
-        oldest, now = self._asked[0], self._loop.time()
+        error = StoreUnavailableError(
+            f"the store at {self._place} did not answer within {self._timeout_s:g} s"
+        )
+        now = self._loop.time()
+        if not self._asked:
+            if self._is_late:
+                self._lose(error)
+            return
+        oldest = self._asked[0]
         if oldest.due > now:
-            self._watch = self._loop.call_at(oldest.due, self._look)
-        elif oldest is not self._overdue:
+            self._look_at(oldest.due)
+        elif not self._is_late and oldest is not self._overdue:
             self._overdue = oldest
-            self._watch = self._loop.call_at(now + _LAST_LOOK_S, self._look)
+            self._look_at(now + _LAST_LOOK_S)
         else:
-            self._lose(
-                StoreUnavailableError(
-                    f"the store at {self._place} did not answer within {self._timeout_s:g} s"
-                )
-            )
+            self._is_late = True
+            for asked in self._asked:  # in the order of their time
+                if asked.due > now:
+                    self._look_at(asked.due)
+                    return
+                if not asked.answer.done():
+                    asked.answer.set_result(error)
+            self._lose(error)
+
+    def _look_at(self, when: float) -> None:
+        self._watch = self._loop.call_at(when, self._look)
 
     def _lose(self, error: StoreUnavailableError) -> None:
         self._is_lost = True

@@ -103,6 +103,38 @@ async def test_a_lost_connection_answers_everyone_and_the_next_command_finds_ano
     assert isinstance(await store.reserve(first.sibling().reserve(1)), Reserved)
 
 
+async def test_when_one_has_waited_too_long_the_younger_ones_have_their_whole_time() -> None:
+    """Else a frozen store could run, when it goes on, what its caller has given up as too old."""
+    gate = asyncio.Event()
+
+    async def silent(words: list[str]) -> str:
+        id_ = id_in(words)
+        if id_ == OPENING_ID:
+            return array(OPENING_ID, "open")
+        if id_ == late.id:
+            await gate.wait()
+        return array(id_, "reserved", *("0", "0", "10000") * 2)
+
+    first = Call()
+    late, young = first.sibling(), first.sibling()
+    async with FakeServer(silent) as server:
+        store = RedisStore.from_url(server.url, command_timeout_s=0.6)
+        await store.reserve(first.reserve())
+        route = store._courier.topology.known_route(first.org)
+        assert route is not None
+        if route.connections.lane is None:
+            await route.connections._open_lane()
+        oldest = asyncio.create_task(store.reserve(late.reserve()))
+        await asyncio.sleep(0.4)
+        younger = asyncio.create_task(store.reserve(young.reserve()))
+        with pytest.raises(StoreUnavailableError, match="did not answer within"):
+            await oldest
+        assert not younger.done()
+        gate.set()
+        assert (await younger).id == young.id
+        await store.close()
+
+
 async def test_a_reply_out_of_step_is_nobodys_and_those_behind_it_get_none() -> None:
     order: list[str] = []
 

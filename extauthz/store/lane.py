@@ -6,6 +6,7 @@ order: the reply that comes is dropped there, and reaches nobody else.
 
 import asyncio
 from collections import deque
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from hiredis import Reader, pack_command
@@ -156,13 +157,14 @@ class Lane(asyncio.Protocol):
             self._look_at(now + _LAST_LOOK_S)
         else:
             self._is_late = True
-            for asked in self._asked:  # in the order of their time
-                if asked.due > now:
-                    self._look_at(asked.due)
-                    return
+            overdue = list(takewhile(lambda asked: asked.due <= now, self._asked))
+            if len(overdue) == len(self._asked):
+                self._lose(error)
+                return
+            self._look_at(self._asked[len(overdue)].due)
+            for asked in overdue:
                 if not asked.answer.done():
                     asked.answer.set_result(error)
-            self._lose(error)
 
     def _look_at(self, when: float) -> None:
         self._watch = self._loop.call_at(when, self._look)
